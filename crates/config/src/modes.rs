@@ -1,0 +1,176 @@
+//! The values of the compilation settings: which passes run, what is recorded, and what attention allows.
+
+use crate::kind::{Named, OtherName, display_and_parse};
+
+/// Whether the graph passes run at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CompilationMode {
+    /// No pass runs: every operation is its own launch.
+    None,
+    /// The passes that are on in `compilation.pass_config` run.
+    Compile,
+}
+
+impl Named for CompilationMode {
+    const ALL: &'static [Self] = &[Self::None, Self::Compile];
+    const OTHER_NAMES: &'static [(&'static str, OtherName<Self>)] = &[
+        ("0", OtherName::Means(Self::None)),
+        ("3", OtherName::Means(Self::Compile)),
+        ("VLLM_COMPILE", OtherName::Means(Self::Compile)),
+        ("1", TORCH_ONLY),
+        ("STOCK_TORCH_COMPILE", TORCH_ONLY),
+        ("2", TORCH_ONLY),
+        ("DYNAMO_TRACE_ONCE", TORCH_ONLY),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Compile => "compile",
+        }
+    }
+}
+
+const TORCH_ONLY: OtherName<CompilationMode> = OtherName::Refused(
+    "it names a way of running torch.compile, which has no meaning here; write `compile` (3) or `none` (0)",
+);
+
+display_and_parse!(CompilationMode);
+
+/// What one batch runs as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RuntimeMode {
+    /// Launch by launch.
+    None,
+    /// Recorded pieces, with the attention operations between them launched one by one.
+    Piecewise,
+    /// One recording of the whole step.
+    Full,
+}
+
+/// Which batches run from recordings (on CUDA, CUDA graphs; on the CPU, resolved launch lists).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GraphMode {
+    /// Nothing is recorded.
+    None,
+    /// Every batch runs as recorded pieces with attention between them.
+    Piecewise,
+    /// Every batch runs as one recording.
+    Full,
+    /// Batches of decodes run as one recording, all others launch by launch.
+    FullDecodeOnly,
+    /// Batches of decodes run as one recording, all others as recorded pieces.
+    FullAndPiecewise,
+}
+
+impl GraphMode {
+    /// What a uniform batch of decodes runs as (every sequence has the same number of new tokens).
+    pub const fn decode(self) -> RuntimeMode {
+        match self {
+            Self::None => RuntimeMode::None,
+            Self::Piecewise => RuntimeMode::Piecewise,
+            Self::Full | Self::FullDecodeOnly | Self::FullAndPiecewise => RuntimeMode::Full,
+        }
+    }
+
+    /// What a mixed or prefill batch runs as.
+    pub const fn mixed(self) -> RuntimeMode {
+        match self {
+            Self::None | Self::FullDecodeOnly => RuntimeMode::None,
+            Self::Piecewise | Self::FullAndPiecewise => RuntimeMode::Piecewise,
+            Self::Full => RuntimeMode::Full,
+        }
+    }
+
+    /// The strongest mode not above this one that attention with `support` can run, where a decode
+    /// adds `query_length` tokens to each sequence (1 without speculation).
+    ///
+    /// Pieces never contain attention, so they are always possible; a whole step contains it. The result
+    /// is the table of vLLM's `resolve_cudagraph_mode_and_sizes` for models that can be cut into pieces,
+    /// which here is every model. (Where vLLM refuses `FULL` because attention can never be recorded, this
+    /// gives `PIECEWISE`; resolving settings refuses any explicit mode that would be lowered.)
+    pub const fn lowered_for(self, support: AttentionGraphSupport, query_length: usize) -> Self {
+        let decodes = match support {
+            AttentionGraphSupport::Always | AttentionGraphSupport::UniformBatch => true,
+            AttentionGraphSupport::SingleTokenDecode => query_length == 1,
+            AttentionGraphSupport::Never => false,
+        };
+        match self {
+            Self::None | Self::Piecewise => self,
+            Self::Full if matches!(support, AttentionGraphSupport::Always) => Self::Full,
+            Self::Full if decodes => Self::FullAndPiecewise,
+            Self::FullDecodeOnly | Self::FullAndPiecewise if decodes => self,
+            Self::Full | Self::FullDecodeOnly | Self::FullAndPiecewise => Self::Piecewise,
+        }
+    }
+}
+
+impl Named for GraphMode {
+    const ALL: &'static [Self] =
+        &[Self::None, Self::Piecewise, Self::Full, Self::FullDecodeOnly, Self::FullAndPiecewise];
+    const OTHER_NAMES: &'static [(&'static str, OtherName<Self>)] = &[
+        ("0", OtherName::Means(Self::None)),
+        ("1", OtherName::Means(Self::Piecewise)),
+        ("2", OtherName::Means(Self::Full)),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "NONE",
+            Self::Piecewise => "PIECEWISE",
+            Self::Full => "FULL",
+            Self::FullDecodeOnly => "FULL_DECODE_ONLY",
+            Self::FullAndPiecewise => "FULL_AND_PIECEWISE",
+        }
+    }
+}
+
+display_and_parse!(GraphMode);
+
+/// When recordings are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GraphCapture {
+    /// All of them before the engine says that it is ready.
+    Startup,
+    /// Each of them when a batch first needs it.
+    Lazy,
+}
+
+impl Named for GraphCapture {
+    const ALL: &'static [Self] = &[Self::Startup, Self::Lazy];
+    const OTHER_NAMES: &'static [(&'static str, OtherName<Self>)] = &[];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "startup",
+            Self::Lazy => "lazy",
+        }
+    }
+}
+
+display_and_parse!(GraphCapture);
+
+/// What an attention implementation can do inside a recording, weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AttentionGraphSupport {
+    /// It cannot be recorded.
+    Never,
+    /// It can be recorded for decodes of one token per sequence.
+    SingleTokenDecode,
+    /// It can be recorded for batches whose sequences all have the same number of new tokens.
+    UniformBatch,
+    /// It can be recorded for any batch.
+    Always,
+}
+
+impl AttentionGraphSupport {
+    /// What can be recorded, to end the sentence "its attention can be recorded …".
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::SingleTokenDecode => "only for single-token decodes",
+            Self::UniformBatch => "only for uniform batches",
+            Self::Always => "for any batch",
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The rules behind defaults that are worked out, and the limits of what can be had.
+
+use crate::capture;
+use crate::declaration::{Choice, Lowering};
+use crate::error::{Problem, SettingsError};
+use crate::facts::ActivationQuantization;
+use crate::kind::show_bytes;
+use crate::modes::{CompilationMode, GraphMode};
+use crate::resolve::Resolution;
+use crate::settings::{
+    BLOCK_SIZE, COMPILATION_MODE, CUDAGRAPH_CAPTURE_SIZES, CUDAGRAPH_MODE, KV_CACHE_MEMORY, MAX_CUDAGRAPH_CAPTURE_SIZE,
+    MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, passes,
+};
+use crate::source::Source;
+
+/// The most memory that the KV cache has by default.
+const MOST_DEFAULT_KV_CACHE: u64 = 4 << 30;
+
+/// What a limit answers.
+type Limited<T> = Result<Option<Lowering<T>>, SettingsError>;
+
+/// A condition that always holds: what stands against it is left to the setting's limit.
+pub(crate) fn wanted(_: &Resolution<'_>) -> Choice<bool> {
+    Choice::of(true)
+}
+
+pub(crate) fn quantizes_activations(resolution: &Resolution<'_>) -> Choice<bool> {
+    match resolution.model().activation_quantization {
+        ActivationQuantization::None => Choice::because(false, "the model does not quantize activations".to_owned()),
+        ActivationQuantization::Static | ActivationQuantization::Dynamic => {
+            Choice::because(true, "the model quantizes activations".to_owned())
+        }
+    }
+}
+
+pub(crate) fn quantizes_statically(resolution: &Resolution<'_>) -> Choice<bool> {
+    match resolution.model().activation_quantization {
+        ActivationQuantization::None => Choice::because(false, "the model does not quantize activations".to_owned()),
+        ActivationQuantization::Dynamic => {
+            Choice::because(false, "the model quantizes activations dynamically".to_owned())
+        }
+        ActivationQuantization::Static => {
+            Choice::because(true, "the model quantizes activations statically".to_owned())
+        }
+    }
+}
+
+/// A pass that somebody switched on needs the passes to run.
+pub(crate) fn compilation_mode_limit(mode: &CompilationMode, resolution: &Resolution<'_>) -> Limited<CompilationMode> {
+    if *mode == CompilationMode::Compile {
+        return Ok(None);
+    }
+    let asked = passes().find_map(|path| match resolution.said_at(path) {
+        Some((value, source)) if value.as_bool() == Some(true) => Some((path, source)),
+        _ => None,
+    });
+    Ok(asked.map(|(path, source)| Lowering {
+        value: CompilationMode::Compile,
+        because: format!("{path}=true ({source}) needs the passes to run"),
+        instead: format!("write compilation.mode=compile, or drop {path}"),
+    }))
+}
+
+/// No pass runs where passes do not run.
+pub(crate) fn pass_limit(on: &bool, resolution: &Resolution<'_>) -> Limited<bool> {
+    if !*on {
+        return Ok(None);
+    }
+    let mode = resolution.settle(&COMPILATION_MODE)?;
+    Ok((mode.value == CompilationMode::None).then(|| {
+        let because = match (&mode.source, mode.reason) {
+            (Source::Forced, Some(reason)) => format!("compilation.mode is none: {reason}"),
+            (source, _) => format!("compilation.mode is none ({source})"),
+        };
+        Lowering {
+            value: false,
+            because,
+            instead: "write compilation.mode=compile and leave out what turns it off, or drop the pass".to_owned(),
+        }
+    }))
+}
+
+pub(crate) fn cudagraph_mode_limit(mode: &GraphMode, resolution: &Resolution<'_>) -> Limited<GraphMode> {
+    if matches!(mode, GraphMode::None | GraphMode::Piecewise) {
+        return Ok(None);
+    }
+    let device = resolution.device();
+    let support = device.attention_graph_support;
+    let possible = mode.lowered_for(support, 1);
+    Ok((possible != *mode).then(|| Lowering {
+        value: possible,
+        because: format!("on {} attention can be recorded {}", device.name, support.words()),
+        instead: format!("write compilation.cudagraph_mode={possible}"),
+    }))
+}
+
+pub(crate) fn require_graphs_limit(required: &bool, resolution: &Resolution<'_>) -> Limited<bool> {
+    if !*required {
+        return Ok(None);
+    }
+    let mode = resolution.settle(&CUDAGRAPH_MODE)?;
+    Ok((mode.value == GraphMode::None).then(|| Lowering {
+        value: false,
+        because: format!("nothing is recorded: compilation.cudagraph_mode is NONE ({})", mode.source),
+        instead: "write compilation.cudagraph_mode=PIECEWISE or another mode, or drop require_graphs".to_owned(),
+    }))
+}
+
+pub(crate) fn capture_sizes_default(resolution: &Resolution<'_>) -> Result<Choice<Vec<usize>>, SettingsError> {
+    let mode = resolution.settle(&CUDAGRAPH_MODE)?;
+    if mode.value == GraphMode::None {
+        let reason = format!("nothing is recorded: compilation.cudagraph_mode is NONE ({})", mode.source);
+        return Ok(Choice::because(Vec::new(), reason));
+    }
+    let max_num_seqs = resolution.settle(&MAX_NUM_SEQS)?.value;
+    let max_num_batched_tokens = resolution.settle(&MAX_NUM_BATCHED_TOKENS)?.value;
+    let maximum = resolution.said(&MAX_CUDAGRAPH_CAPTURE_SIZE)?;
+    // A maximum of 0 is refused by its own limit.
+    let bound = maximum.as_ref().map(|(maximum, _)| (*maximum).max(1));
+    let sizes = capture::capture_sizes(max_num_seqs, max_num_batched_tokens, bound, None)
+        .map_err(|error| Problem::internal(CUDAGRAPH_CAPTURE_SIZES.path, &error.to_string()))?;
+    let largest = sizes.last().copied().unwrap_or_default();
+    let reason = match maximum {
+        Some((maximum, source)) => {
+            format!("{} sizes up to max_cudagraph_capture_size={maximum} ({source})", sizes.len())
+        }
+        None if largest == max_num_batched_tokens => {
+            format!("{} sizes up to max_num_batched_tokens", sizes.len())
+        }
+        None if largest == capture::CEILING => format!("{} sizes up to {largest}", sizes.len()),
+        None => format!("{} sizes up to twice max_num_seqs={max_num_seqs}", sizes.len()),
+    };
+    Ok(Choice::because(sizes, reason))
+}
+
+#[allow(clippy::ptr_arg, reason = "a limit takes a reference to the setting's own type")]
+pub(crate) fn capture_sizes_limit(sizes: &Vec<usize>, resolution: &Resolution<'_>) -> Limited<Vec<usize>> {
+    if resolution.said(&CUDAGRAPH_CAPTURE_SIZES)?.is_none() {
+        return Ok(None);
+    }
+    let lowered = |because: String, instead: String| Lowering { value: Vec::new(), because, instead };
+    let mode = resolution.settle(&CUDAGRAPH_MODE)?;
+    if mode.value == GraphMode::None {
+        return Ok((!sizes.is_empty()).then(|| {
+            lowered(
+                format!("nothing is recorded: compilation.cudagraph_mode is NONE ({})", mode.source),
+                "choose another cudagraph_mode, or drop the sizes".to_owned(),
+            )
+        }));
+    }
+    let Some(largest) = sizes.last().copied() else {
+        return Ok(Some(lowered(
+            format!("compilation.cudagraph_mode={} ({}) needs at least one size", mode.value, mode.source),
+            "give sizes, or write compilation.cudagraph_mode=NONE".to_owned(),
+        )));
+    };
+    let budget = resolution.settle(&MAX_NUM_BATCHED_TOKENS)?;
+    if largest > budget.value {
+        return Ok(Some(lowered(
+            format!(
+                "no step has {largest} tokens: scheduler.max_num_batched_tokens is {} ({})",
+                budget.value, budget.source
+            ),
+            format!("drop the sizes above {}, or raise max_num_batched_tokens", budget.value),
+        )));
+    }
+    Ok(match resolution.said(&MAX_CUDAGRAPH_CAPTURE_SIZE)? {
+        Some((maximum, source)) if largest > maximum => Some(lowered(
+            format!("{largest} is above compilation.max_cudagraph_capture_size={maximum} ({source})"),
+            "give one of the two".to_owned(),
+        )),
+        _ => None,
+    })
+}
+
+pub(crate) fn max_capture_size_default(resolution: &Resolution<'_>) -> Result<Choice<usize>, SettingsError> {
+    let sizes = resolution.settle(&CUDAGRAPH_CAPTURE_SIZES)?;
+    Ok(Choice::because(
+        sizes.value.last().copied().unwrap_or_default(),
+        "the largest of compilation.cudagraph_capture_sizes".to_owned(),
+    ))
+}
+
+pub(crate) fn max_capture_size_limit(maximum: &usize, resolution: &Resolution<'_>) -> Limited<usize> {
+    if resolution.said(&MAX_CUDAGRAPH_CAPTURE_SIZE)?.is_none() {
+        return Ok(None);
+    }
+    let mode = resolution.settle(&CUDAGRAPH_MODE)?;
+    Ok(match (mode.value, *maximum) {
+        (GraphMode::None, 1..) => Some(Lowering {
+            value: 0,
+            because: format!("nothing is recorded: compilation.cudagraph_mode is NONE ({})", mode.source),
+            instead: "choose another cudagraph_mode, or drop the maximum".to_owned(),
+        }),
+        (GraphMode::None, 0) | (_, 1..) => None,
+        (graphs, 0) => Some(Lowering {
+            value: 1,
+            because: format!("compilation.cudagraph_mode={graphs} ({}) needs at least one size", mode.source),
+            instead: "give at least 1, or write compilation.cudagraph_mode=NONE".to_owned(),
+        }),
+    })
+}
+
+pub(crate) fn autotune_limit(on: &bool, resolution: &Resolution<'_>) -> Limited<bool> {
+    if !*on || resolution.device().autotune {
+        return Ok(None);
+    }
+    Ok(Some(Lowering {
+        value: false,
+        because: format!("{} has no kernel variants to tune", resolution.device().name),
+        instead: "write kernel.autotune=false, or drop it".to_owned(),
+    }))
+}
+
+pub(crate) fn persistent_decode_limit(on: &bool, resolution: &Resolution<'_>) -> Limited<bool> {
+    if !*on || resolution.device().persistent_decode {
+        return Ok(None);
+    }
+    Ok(Some(Lowering {
+        value: false,
+        because: format!("{} cannot run a decode step as one resident program", resolution.device().name),
+        instead: "write kernel.persistent_decode=false, or drop it".to_owned(),
+    }))
+}
+
+pub(crate) fn max_num_seqs_limit(sequences: &usize, resolution: &Resolution<'_>) -> Limited<usize> {
+    Ok(match resolution.said(&MAX_NUM_BATCHED_TOKENS)? {
+        Some((tokens, source)) if *sequences > tokens => Some(Lowering {
+            value: tokens,
+            because: format!(
+                "each sequence of a step has a token, and scheduler.max_num_batched_tokens is {tokens} ({source})"
+            ),
+            instead: format!("write at most {tokens}, or raise max_num_batched_tokens"),
+        }),
+        _ => None,
+    })
+}
+
+pub(crate) fn max_num_batched_tokens_limit(tokens: &usize, resolution: &Resolution<'_>) -> Limited<usize> {
+    let sequences = resolution.settle(&MAX_NUM_SEQS)?;
+    Ok((*tokens < sequences.value).then(|| Lowering {
+        value: sequences.value,
+        because: format!(
+            "each sequence of a step has a token, and scheduler.max_num_seqs is {} ({})",
+            sequences.value, sequences.source
+        ),
+        instead: format!("write at least {}, or lower max_num_seqs", sequences.value),
+    }))
+}
+
+pub(crate) fn max_model_len_default(resolution: &Resolution<'_>) -> Result<Choice<usize>, SettingsError> {
+    let model = resolution.model();
+    let reason = format!("the context length of {}", model.name);
+    Ok(Choice::because(model.context_length.max(1), reason).from(Source::Model))
+}
+
+pub(crate) fn max_model_len_limit(length: &usize, resolution: &Resolution<'_>) -> Limited<usize> {
+    let context = resolution.model().context_length.max(1);
+    if *length > context {
+        return Ok(Some(Lowering {
+            value: context,
+            because: format!("the context length of {} is {context} tokens", resolution.model().name),
+            instead: format!("write at most {context}"),
+        }));
+    }
+    let Some(block) = block_bytes(resolution)? else {
+        return Ok(None);
+    };
+    let memory = resolution.settle(&KV_CACHE_MEMORY)?;
+    let block_size = resolution.settle(&BLOCK_SIZE)?.value;
+    let blocks = usize::try_from(memory.value / block).unwrap_or(usize::MAX);
+    let held = blocks.saturating_mul(block_size);
+    Ok((*length > held).then(|| Lowering {
+        value: held.max(1),
+        because: format!("cache.kv_cache_memory={} ({}) holds {held} tokens", show_bytes(memory.value), memory.source),
+        instead: format!("write at most {held}, or give cache.kv_cache_memory more"),
+    }))
+}
+
+/// Bytes of one block of the KV cache; `None` for a model without one.
+fn block_bytes(resolution: &Resolution<'_>) -> Result<Option<u64>, SettingsError> {
+    let block_size = resolution.settle(&BLOCK_SIZE)?.value;
+    let per_token = resolution.model().kv_bytes_per_token;
+    Ok((per_token > 0).then(|| saturating_product(&[block_size, per_token])))
+}
+
+fn saturating_product(factors: &[usize]) -> u64 {
+    factors.iter().map(|factor| u64::try_from(*factor).unwrap_or(u64::MAX)).fold(1, u64::saturating_mul)
+}
+
+pub(crate) fn kv_cache_memory_default(resolution: &Resolution<'_>) -> Result<Choice<u64>, SettingsError> {
+    let available = resolution.device().available_memory;
+    let share = (available / 4).clamp(1, MOST_DEFAULT_KV_CACHE);
+    let share_reason = if share == MOST_DEFAULT_KV_CACHE {
+        format!("a quarter of {} available, at most {}", show_bytes(available), show_bytes(share))
+    } else {
+        format!("a quarter of {} available", show_bytes(available))
+    };
+    let by_share = Choice::because(share, share_reason).from(Source::Device);
+    let Some(block) = block_bytes(resolution)? else {
+        return Ok(by_share);
+    };
+    let block_size = resolution.settle(&BLOCK_SIZE)?.value;
+    let sequences = resolution.settle(&MAX_NUM_SEQS)?.value;
+    let said = resolution.said(&MAX_MODEL_LEN)?;
+    let length = said.as_ref().map_or(resolution.model().context_length, |(length, _)| *length);
+    let one = saturating_product(&[length.div_ceil(block_size)]).saturating_mul(block).max(block);
+    let every = one.saturating_mul(saturating_product(&[sequences]));
+    Ok(if every <= share {
+        let reason = format!("all that {sequences} sequences of {length} tokens take");
+        Choice::because(every, reason).from(Source::Model)
+    } else if let Some((_, source)) = said.filter(|_| one > share && one <= available) {
+        let reason = format!("what one sequence of model.max_model_len={length} ({source}) takes");
+        Choice::because(one, reason).from(Source::Model)
+    } else {
+        by_share
+    })
+}
+
+pub(crate) fn kv_cache_memory_limit(memory: &u64, resolution: &Resolution<'_>) -> Limited<u64> {
+    let device = resolution.device();
+    if *memory > device.available_memory.max(1) {
+        return Ok(Some(Lowering {
+            value: device.available_memory.max(1),
+            because: format!("{} has {} available", device.name, show_bytes(device.available_memory)),
+            instead: format!("write at most {}", device.available_memory),
+        }));
+    }
+    Ok(block_bytes(resolution)?.filter(|block| memory < block).map(|block| Lowering {
+        value: block,
+        because: format!("one block of the KV cache takes {}", show_bytes(block)),
+        instead: format!("write at least {block}, or a smaller cache.block_size"),
+    }))
+}
+
+pub(crate) fn threads_default(resolution: &Resolution<'_>) -> Result<Choice<usize>, SettingsError> {
+    let device = resolution.device();
+    let reason = format!("hardware threads of {}", device.name);
+    Ok(Choice::because(device.parallelism.clamp(1, 4096), reason).from(Source::Device))
+}

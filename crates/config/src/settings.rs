@@ -1,0 +1,417 @@
+//! The declaration of every setting: its documentation, values, default or level table, limits and flag.
+//!
+//! This is the one place to add a setting. Everything else is generated from it: command line, environment names, file
+//! keys, JSON Schema, documents and `explain`.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use serde_json::Value as Json;
+
+use crate::capture::MOST_TOKENS;
+use crate::declaration::Cell::{Is, Unused, When};
+use crate::declaration::{Declared, Flag, Forced, Rule, Setting, settings_group};
+use crate::kind::{Kind, SWITCH, bytes, choice, count, counts};
+use crate::level::OptimizationLevel;
+use crate::modes::{CompilationMode, GraphCapture, GraphMode};
+use crate::rules;
+use crate::source::{Resolved, Source};
+
+const MAX_TOKENS: u64 = MOST_TOKENS as u64;
+
+settings_group! {
+    /// What will happen: every setting with its value, source and reason.
+    Settings at "" {
+        /// How much startup time is spent for speed: O0, O1, O2 or O3.
+        ///
+        /// A level is only a table of defaults: what is set explicitly is never overwritten by a level.
+        optimization_level: OptimizationLevel = OPTIMIZATION_LEVEL {
+            kind: Kind { placeholder: "LEVEL", ..choice() },
+            default: Rule::Constant(OptimizationLevel::O2),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "optimization-level", aliases: &[], short: Some('O') },
+            former_paths: &[],
+        }
+        /// Run launch by launch: no passes, no recordings; everything else is left to the level.
+        ///
+        /// It forces `compilation.mode` to `none` and `compilation.cudagraph_mode` to `NONE`. Other explicit values of the two are errors.
+        enforce_eager: bool = ENFORCE_EAGER {
+            kind: SWITCH,
+            default: Rule::Constant(false),
+            forced: None,
+            limit: None,
+            flag: Flag::Switch { long: "enforce-eager" },
+            former_paths: &[],
+        }
+        /// Make a step that does not run from recordings an error.
+        require_graphs: bool = REQUIRE_GRAPHS {
+            kind: SWITCH,
+            default: Rule::Constant(false),
+            forced: None,
+            limit: Some(rules::require_graphs_limit),
+            flag: Flag::Switch { long: "require-graphs" },
+            former_paths: &[],
+        }
+        group
+        /// Passes over the graph, and recordings of steps.
+        compilation: Compilation;
+        group
+        /// Kernels and the layout of their weights.
+        kernel: Kernel;
+        group
+        /// The model as it is served.
+        model: Model;
+        group
+        /// How requests become batches.
+        scheduler: Scheduler;
+        group
+        /// The KV cache.
+        cache: Cache;
+        group
+        /// The CPU device.
+        cpu: Cpu;
+    }
+}
+
+settings_group! {
+    /// Passes over the graph, and recordings of steps.
+    Compilation at "compilation." {
+        /// Whether the passes over the graph run: `none` or `compile`.
+        ///
+        /// A pass that is switched on explicitly turns a level's `none` into `compile`.
+        mode: CompilationMode = COMPILATION_MODE {
+            kind: choice(),
+            default: Rule::Levels([
+                Is(CompilationMode::None),
+                Is(CompilationMode::Compile),
+                Is(CompilationMode::Compile),
+                Is(CompilationMode::Compile),
+            ]),
+            forced: Some(Forced { by: &ENFORCE_EAGER, value: CompilationMode::None }),
+            limit: Some(rules::compilation_mode_limit),
+            flag: Flag::Dotted,
+            former_paths: &[],
+        }
+        /// Which batches run from recordings: `NONE`, `PIECEWISE`, `FULL`, `FULL_DECODE_ONLY` or `FULL_AND_PIECEWISE`.
+        ///
+        /// `PIECEWISE` records what lies between attention operations, `FULL` the whole step. The other two record whole steps for
+        /// batches of decodes, and nothing or pieces for all others. A level's default is lowered to what the device's attention can do.
+        cudagraph_mode: GraphMode = CUDAGRAPH_MODE {
+            kind: choice(),
+            default: Rule::Levels([
+                Is(GraphMode::None),
+                Is(GraphMode::Piecewise),
+                Is(GraphMode::FullAndPiecewise),
+                Is(GraphMode::FullAndPiecewise),
+            ]),
+            forced: Some(Forced { by: &ENFORCE_EAGER, value: GraphMode::None }),
+            limit: Some(rules::cudagraph_mode_limit),
+            flag: Flag::Dotted,
+            former_paths: &[],
+        }
+        /// When recordings are made: at `startup`, or `lazy`, when a batch first needs one.
+        cudagraph_capture: GraphCapture = CUDAGRAPH_CAPTURE {
+            kind: choice(),
+            default: Rule::Levels([
+                Unused(GraphCapture::Startup),
+                Is(GraphCapture::Startup),
+                Is(GraphCapture::Startup),
+                Is(GraphCapture::Startup),
+            ]),
+            forced: None,
+            limit: None,
+            flag: Flag::Dotted,
+            former_paths: &[],
+        }
+        /// The batch sizes, in tokens, at which steps are recorded.
+        ///
+        /// A batch is padded to the next of them; above the largest, nothing is recorded.
+        cudagraph_capture_sizes: Vec<usize> = CUDAGRAPH_CAPTURE_SIZES {
+            kind: counts(1, MAX_TOKENS),
+            default: Rule::Computed {
+                words: "1, 2, 4, then steps of 8 below 256 and of 16 above, and `scheduler.max_num_seqs`, up to \
+                        `compilation.max_cudagraph_capture_size` or else twice `scheduler.max_num_seqs` and at most 512; \
+                        never above `scheduler.max_num_batched_tokens`; none if `compilation.cudagraph_mode` is `NONE`",
+                choose: rules::capture_sizes_default,
+            },
+            forced: None,
+            limit: Some(rules::capture_sizes_limit),
+            flag: Flag::Values { long: "cudagraph-capture-sizes" },
+            former_paths: &[],
+        }
+        /// The bound, in tokens, of the batch sizes at which steps are recorded.
+        max_cudagraph_capture_size: usize = MAX_CUDAGRAPH_CAPTURE_SIZE {
+            kind: count(0, MAX_TOKENS),
+            default: Rule::Computed {
+                words: "the largest of `compilation.cudagraph_capture_sizes`",
+                choose: rules::max_capture_size_default,
+            },
+            forced: None,
+            limit: Some(rules::max_capture_size_limit),
+            flag: Flag::Value { long: "max-cudagraph-capture-size", aliases: &[], short: None },
+            former_paths: &[],
+        }
+        group
+        /// The passes, one switch each.
+        pass_config: PassConfig;
+    }
+}
+
+/// Declares the passes: each is a switch with a row in the level table, off wherever `compilation.mode` is `none`.
+macro_rules! passes {
+    ($($(#[doc = $doc:literal])+ $field:ident = $name:ident [$o0:expr, $o1:expr, $o2:expr, $o3:expr] former $former:expr;)*) => {
+        settings_group! {
+            /// The passes, one switch each.
+            PassConfig at "compilation.pass_config." {
+                $(
+                    $(#[doc = $doc])+
+                    $field: bool = $name {
+                        kind: SWITCH,
+                        default: Rule::Levels([$o0, $o1, $o2, $o3]),
+                        forced: None,
+                        limit: Some(rules::pass_limit),
+                        flag: Flag::Dotted,
+                        former_paths: $former,
+                    }
+                )*
+            }
+        }
+    };
+}
+
+passes! {
+    /// Remove operations that change nothing.
+    eliminate_noops = ELIMINATE_NOOPS [Is(false), Is(true), Is(true), Is(true)]
+        former &["compilation.pass_config.enable_noop"];
+    /// Compute equal operations once.
+    eliminate_common_subexpressions = ELIMINATE_COMMON_SUBEXPRESSIONS [Is(false), Is(true), Is(true), Is(true)]
+        former &[];
+    /// Fuse the residual addition with the RMSNorm that follows it.
+    fuse_add_norm = FUSE_ADD_NORM [Is(false), Is(true), Is(true), Is(true)]
+        former &[];
+    /// Fuse the activation (SiLU or GELU) of the gate with the product that follows it.
+    fuse_act_mul = FUSE_ACT_MUL [Is(false), Is(true), Is(true), Is(true)]
+        former &[];
+    /// Fuse RMSNorm with the quantization that follows it.
+    fuse_norm_quant = FUSE_NORM_QUANT [Is(false), ACTIVATIONS_QUANTIZED, ACTIVATIONS_QUANTIZED, ACTIVATIONS_QUANTIZED]
+        former &["compilation.pass_config.enable_fusion"];
+    /// Fuse the activation and its product with the quantization that follows them.
+    fuse_act_quant = FUSE_ACT_QUANT [Is(false), ACTIVATIONS_QUANTIZED, ACTIVATIONS_QUANTIZED, ACTIVATIONS_QUANTIZED]
+        former &[];
+    /// Compute the query, key and value projections in one matrix product.
+    fuse_qkv_proj = FUSE_QKV_PROJ [Is(false), Is(false), Is(true), Is(true)]
+        former &[];
+    /// Compute the gate and up projections in one matrix product.
+    fuse_gate_up_proj = FUSE_GATE_UP_PROJ [Is(false), Is(false), Is(true), Is(true)]
+        former &[];
+    /// Fuse RoPE with the write into the KV cache.
+    fuse_rope_kvcache = FUSE_ROPE_KVCACHE [Is(false), Is(false), Is(true), Is(true)]
+        former &[];
+    /// Do bias, residual addition and activation in the matrix product that precedes them.
+    fuse_gemm_epilogue = FUSE_GEMM_EPILOGUE [Is(false), Is(false), Is(true), Is(true)]
+        former &[];
+    /// Fuse attention with the quantization that follows it.
+    fuse_attn_quant = FUSE_ATTN_QUANT [Is(false), Is(false), STATICALLY_QUANTIZED, STATICALLY_QUANTIZED]
+        former &["compilation.pass_config.enable_attn_fusion"];
+}
+
+const ACTIVATIONS_QUANTIZED: crate::declaration::Cell<bool> =
+    When { words: "if the model quantizes activations", choose: rules::quantizes_activations };
+
+const STATICALLY_QUANTIZED: crate::declaration::Cell<bool> =
+    When { words: "if activations are quantized statically", choose: rules::quantizes_statically };
+
+settings_group! {
+    /// Kernels and the layout of their weights.
+    Kernel at "kernel." {
+        /// Lay weights out for their kernels while loading.
+        repack_weights: bool = REPACK_WEIGHTS {
+            kind: SWITCH,
+            default: Rule::Levels([Is(false), Is(false), Is(true), Is(true)]),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "repack-weights", aliases: &[], short: None },
+            former_paths: &[],
+        }
+        /// Search for the fastest variant of each kernel, within bounds; the result is cached on disk.
+        autotune: bool = AUTOTUNE {
+            kind: SWITCH,
+            default: Rule::Levels([Is(false), Is(false), Is(false), Is(true)]),
+            forced: None,
+            limit: Some(rules::autotune_limit),
+            flag: Flag::Value { long: "autotune", aliases: &[], short: None },
+            former_paths: &[],
+        }
+        /// Run a whole decode step as one resident program.
+        persistent_decode: bool = PERSISTENT_DECODE {
+            kind: SWITCH,
+            default: Rule::Levels([
+                Is(false),
+                Is(false),
+                Is(false),
+                When { words: "if the device and the model can", choose: rules::wanted },
+            ]),
+            forced: None,
+            limit: Some(rules::persistent_decode_limit),
+            flag: Flag::Value { long: "persistent-decode", aliases: &[], short: None },
+            former_paths: &[],
+        }
+    }
+}
+
+settings_group! {
+    /// The model as it is served.
+    Model at "model." {
+        /// The most tokens of a sequence, prompt and answer together.
+        max_model_len: usize = MAX_MODEL_LEN {
+            kind: count(1, 1 << 24),
+            default: Rule::Computed {
+                words: "the checkpoint's context length, or what the KV cache can hold",
+                choose: rules::max_model_len_default,
+            },
+            forced: None,
+            limit: Some(rules::max_model_len_limit),
+            flag: Flag::Value { long: "max-model-len", aliases: &[], short: None },
+            former_paths: &[],
+        }
+    }
+}
+
+settings_group! {
+    /// How requests become batches.
+    Scheduler at "scheduler." {
+        /// The most sequences of a batch.
+        max_num_seqs: usize = MAX_NUM_SEQS {
+            kind: count(1, 1 << 16),
+            default: Rule::Constant(32),
+            forced: None,
+            limit: Some(rules::max_num_seqs_limit),
+            flag: Flag::Value { long: "max-num-seqs", aliases: &[], short: None },
+            former_paths: &[],
+        }
+        /// The most tokens of a step, over all its sequences.
+        max_num_batched_tokens: usize = MAX_NUM_BATCHED_TOKENS {
+            kind: count(1, MAX_TOKENS),
+            default: Rule::Constant(512),
+            forced: None,
+            limit: Some(rules::max_num_batched_tokens_limit),
+            flag: Flag::Value { long: "max-num-batched-tokens", aliases: &[], short: None },
+            former_paths: &[],
+        }
+    }
+}
+
+settings_group! {
+    /// The KV cache.
+    Cache at "cache." {
+        /// Tokens in one block of the KV cache.
+        block_size: usize = BLOCK_SIZE {
+            kind: count(1, 1024),
+            default: Rule::Constant(16),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "block-size", aliases: &[], short: None },
+            former_paths: &[],
+        }
+        /// Memory for the KV cache, in bytes.
+        kv_cache_memory: u64 = KV_CACHE_MEMORY {
+            kind: bytes(1, 1 << 50),
+            default: Rule::Computed {
+                words: "a quarter of the memory that is available, at most 4 GiB, more where an explicit `model.max_model_len` \
+                        needs it, and never more than `scheduler.max_num_seqs` sequences of `model.max_model_len` tokens take",
+                choose: rules::kv_cache_memory_default,
+            },
+            forced: None,
+            limit: Some(rules::kv_cache_memory_limit),
+            flag: Flag::Value { long: "kv-cache-memory", aliases: &["kv-cache-memory-bytes"], short: None },
+            former_paths: &["cache.kv_cache_memory_bytes"],
+        }
+    }
+}
+
+settings_group! {
+    /// The CPU device.
+    Cpu at "cpu." {
+        /// Threads that compute.
+        threads: usize = CPU_THREADS {
+            kind: count(1, 4096),
+            default: Rule::Computed {
+                words: "the hardware threads that the process may use",
+                choose: rules::threads_default,
+            },
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "threads", aliases: &[], short: None },
+            former_paths: &[],
+        }
+    }
+}
+
+/// All settings, in the order of the documentation.
+pub(crate) fn all() -> &'static [&'static dyn Declared] {
+    static ALL: LazyLock<Vec<&'static dyn Declared>> = LazyLock::new(|| {
+        let mut all = Vec::new();
+        Settings::declare(&mut all);
+        all
+    });
+    &ALL
+}
+
+/// The setting of a dotted path.
+pub(crate) fn find(path: &str) -> Option<&'static dyn Declared> {
+    static BY_PATH: LazyLock<HashMap<&'static str, &'static dyn Declared>> =
+        LazyLock::new(|| all().iter().map(|setting| (setting.path(), *setting)).collect());
+    BY_PATH.get(path).copied()
+}
+
+/// Whether a setting is `group` or belongs to it.
+pub(crate) fn is_within(path: &str, group: &str) -> bool {
+    path.strip_prefix(group).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+/// The paths of all passes' switches.
+pub(crate) fn passes() -> impl Iterator<Item = &'static str> {
+    all().iter().map(|setting| setting.path()).filter(|path| is_within(path, "compilation.pass_config"))
+}
+
+/// One resolved setting of any type.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// The dotted path.
+    pub setting: &'static str,
+    /// The value, in the form in which JSON and TOML have it.
+    pub value: Json,
+    /// The value, as it is shown to a person.
+    pub shown: String,
+    /// Where the value comes from.
+    pub source: Source,
+    /// Why it is this value, where a rule or a limit decided.
+    pub reason: Option<String>,
+}
+
+impl Row {
+    pub(crate) fn of<T>(setting: &Setting<T>, resolved: &Resolved<T>) -> Self {
+        Self {
+            setting: setting.path,
+            value: (setting.kind.write)(&resolved.value),
+            shown: (setting.kind.show)(&resolved.value),
+            source: resolved.source.clone(),
+            reason: resolved.reason.clone(),
+        }
+    }
+}
+
+impl Settings {
+    /// Every setting, in the order of the documentation.
+    pub fn rows(&self) -> Vec<Row> {
+        let mut rows = Vec::with_capacity(all().len());
+        self.list(&mut rows);
+        rows
+    }
+
+    /// One setting by its dotted path; `None` if there is none of that path.
+    pub fn row(&self, path: &str) -> Option<Row> {
+        self.rows().into_iter().find(|row| row.setting == path)
+    }
+}

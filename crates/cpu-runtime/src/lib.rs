@@ -1,0 +1,18 @@
+//! The CPU device: SIMD kernels, a thread team and recorded launch lists.
+
+mod element;
+mod error;
+mod isa;
+mod linear;
+mod memory;
+mod simd;
+mod team;
+#[cfg(test)]
+mod testing;
+
+pub use element::ElementType;
+pub use error::KernelError;
+pub use isa::Isa;
+pub use linear::{Linear, TILE_COLUMNS, WeightLayout, Weights, linear, repack, tiled_bytes};
+pub use memory::{AllocationError, BandwidthProbe, Buffer, Workspace, measure_read_bandwidth};
+pub use team::{MAX_THREADS, Team, TeamError, Worker, available_threads, partition};

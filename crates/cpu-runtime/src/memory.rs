@@ -1,0 +1,208 @@
+//! Memory for kernels: page-aligned buffers backed by huge pages, and the measurement of what the memory can do.
+
+use crate::team::Team;
+use memmap2::{Advice, MmapMut};
+use std::time::Instant;
+
+/// The size of a huge page on the processors that have them.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// The operating system did not give memory.
+#[derive(Debug, thiserror::Error)]
+#[error("can't allocate {bytes} bytes: {source}; free memory or choose a smaller model, cache or batch")]
+pub struct AllocationError {
+    /// The size that was asked for.
+    pub bytes: usize,
+    /// The operating system's error.
+    pub source: std::io::Error,
+}
+
+/// Zeroed anonymous memory. Large buffers begin at a huge page and ask for huge pages; pages are taken from the machine
+/// when they are first touched.
+#[derive(Debug)]
+pub struct Buffer {
+    map: Option<MmapMut>,
+    begin: usize,
+    len: usize,
+}
+
+impl Buffer {
+    /// Reserves `len` bytes.
+    ///
+    /// # Errors
+    /// [`AllocationError`] if the operating system refuses.
+    pub fn new(len: usize) -> Result<Self, AllocationError> {
+        if len == 0 {
+            return Ok(Self { map: None, begin: 0, len });
+        }
+        let failed = |source| AllocationError { bytes: len, source };
+        let huge = len >= HUGE_PAGE;
+        let slack = if huge { HUGE_PAGE } else { 0 };
+        let bytes = len
+            .checked_add(slack)
+            .filter(|&bytes| isize::try_from(bytes).is_ok())
+            .ok_or_else(|| failed(std::io::ErrorKind::OutOfMemory.into()))?;
+        let map = MmapMut::map_anon(bytes).map_err(failed)?;
+        #[cfg(target_os = "linux")]
+        if huge {
+            // Only a wish: without it the buffer works, more slowly.
+            if let Err(error) = map.advise(Advice::HugePage) {
+                tracing::debug!(%error, "no huge pages");
+            }
+        }
+        let begin = if huge { map.as_ptr().align_offset(HUGE_PAGE) } else { 0 };
+        Ok(Self { map: Some(map), begin, len })
+    }
+
+    /// The number of bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the buffer has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.map {
+            Some(map) => &map[self.begin..self.begin + self.len],
+            None => &[],
+        }
+    }
+
+    /// The bytes, writable.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match &mut self.map {
+            Some(map) => &mut map[self.begin..self.begin + self.len],
+            None => &mut [],
+        }
+    }
+}
+
+/// Scratch memory of the members of a team: one buffer each, on pages of its own.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    buffers: Vec<Buffer>,
+}
+
+impl Workspace {
+    /// Makes sure that each of `threads` members has at least `bytes` of scratch.
+    ///
+    /// # Errors
+    /// [`AllocationError`] if the operating system refuses.
+    pub fn reserve(&mut self, threads: usize, bytes: usize) -> Result<(), AllocationError> {
+        for buffer in &mut self.buffers {
+            if buffer.len() < bytes {
+                *buffer = Buffer::new(bytes)?;
+            }
+        }
+        while self.buffers.len() < threads {
+            self.buffers.push(Buffer::new(bytes)?);
+        }
+        Ok(())
+    }
+
+    /// The scratch of every member, to be handed out by member index.
+    pub(crate) fn parts(&mut self) -> Scratch<'_> {
+        Scratch {
+            parts: self
+                .buffers
+                .iter_mut()
+                .map(|buffer| {
+                    let bytes = buffer.bytes_mut();
+                    (bytes.as_mut_ptr(), bytes.len())
+                })
+                .collect(),
+            lifetime: std::marker::PhantomData,
+        }
+    }
+}
+
+/// The scratch of every member of a team during a dispatch.
+pub(crate) struct Scratch<'a> {
+    parts: Vec<(*mut u8, usize)>,
+    lifetime: std::marker::PhantomData<&'a mut [u8]>,
+}
+
+// SAFETY: the pointers are to disjoint buffers that are exclusively borrowed, and `part` hands each to one member.
+unsafe impl Sync for Scratch<'_> {}
+
+impl Scratch<'_> {
+    /// The scratch of one member: empty if the workspace has none for it.
+    ///
+    /// # Safety
+    /// During the life of the result, nobody else may ask for the same index.
+    #[expect(clippy::mut_from_ref, reason = "each member has a part of its own, by this function's contract")]
+    pub(crate) unsafe fn part(&self, index: usize) -> &mut [u8] {
+        match self.parts.get(index) {
+            // SAFETY: the buffer is exclusively borrowed for the life of `self`, and the caller promises to be alone.
+            Some(&(begin, len)) => unsafe { std::slice::from_raw_parts_mut(begin, len) },
+            None => &mut [],
+        }
+    }
+}
+
+/// Reads `bytes` bytes of memory in huge pages with all threads of `team`, one contiguous run each, and returns the
+/// bytes per second: the ceiling of everything that streams weights. Choose `bytes` well above the caches.
+///
+/// # Errors
+/// [`AllocationError`] if the memory can't be had.
+pub fn measure_read_bandwidth(team: &Team, bytes: usize) -> Result<f64, AllocationError> {
+    let mut probe = BandwidthProbe::new(team, bytes)?;
+    Ok(probe.measure(team))
+}
+
+/// Memory to measure the read bandwidth with, several times.
+#[derive(Debug)]
+pub struct BandwidthProbe {
+    buffer: Buffer,
+}
+
+impl BandwidthProbe {
+    /// Allocates and fills `bytes` bytes.
+    ///
+    /// # Errors
+    /// [`AllocationError`] if the memory can't be had.
+    pub fn new(_team: &Team, bytes: usize) -> Result<Self, AllocationError> {
+        let mut buffer = Buffer::new(bytes.next_multiple_of(LINE))?;
+        // Written, since untouched pages are all the same page of zeros.
+        buffer.bytes_mut().fill(1);
+        Ok(Self { buffer })
+    }
+
+    /// Reads the memory once with all threads and returns the bytes per second.
+    pub fn measure(&mut self, team: &Team) -> f64 {
+        let bytes = self.buffer.bytes();
+        let lines = bytes.len() / LINE;
+        let begin = Instant::now();
+        team.run(|worker| {
+            let share = worker.partition(lines);
+            let part = bytes.get(share.start * LINE..share.end * LINE);
+            std::hint::black_box(crate::isa::Isa::detect().dispatch(Read(part.unwrap_or(&[]))));
+        });
+        bytes.len() as f64 / begin.elapsed().as_secs_f64()
+    }
+}
+
+const LINE: usize = 64;
+
+/// Folds bytes into one number, so that they must be read.
+struct Read<'a>(&'a [u8]);
+
+impl crate::isa::Task for Read<'_> {
+    type Output = u64;
+    #[inline(always)]
+    fn run<S: crate::simd::Simd>(self) -> u64 {
+        let mut folded = [0u64; 8];
+        for line in self.0.chunks_exact(LINE) {
+            // SAFETY: the path's features are present inside `dispatch`.
+            unsafe { S::prefetch(line.as_ptr().wrapping_add(4096)) };
+            for (sum, word) in folded.iter_mut().zip(line.as_chunks::<8>().0) {
+                *sum ^= u64::from_ne_bytes(*word);
+            }
+        }
+        folded.into_iter().fold(0, |a, b| a ^ b)
+    }
+}

@@ -1,0 +1,50 @@
+//! What can go wrong between a request and its answer, and whose fault it is.
+
+use std::path::PathBuf;
+
+use allotrope_config::SettingsError;
+use allotrope_graph::verify::VerifyError;
+use allotrope_model::ModelError;
+use allotrope_runtime::{DeviceError, ExecutorError};
+
+use crate::sampling::SamplingError;
+
+/// Why a model could not be loaded or a request not be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The checkpoint is missing, broken or not supported.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The settings contradict each other, the model or the device.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A sampling parameter is out of range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// The device could not be opened.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The device or the step failed.
+    #[error(transparent)]
+    Execution(#[from] ExecutorError),
+    /// The graph is malformed: a bug in Allotrope.
+    #[error(transparent)]
+    Graph(#[from] VerifyError),
+    /// The request can't be answered with this model and these settings.
+    #[error("{0}")]
+    Request(String),
+    /// The tokenizer's thread could not be started, or died.
+    #[error("loading the tokenizer of {folder}: {message}", folder = .0.display(), message = .1)]
+    TokenizerThread(PathBuf, String),
+}
+
+impl EngineError {
+    /// True if the caller wrote something that can never be right, whatever the machine: a usage error.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            EngineError::Settings(error) => error.is_usage(),
+            EngineError::Sampling(_) => true,
+            _ => false,
+        }
+    }
+}

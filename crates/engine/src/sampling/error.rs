@@ -1,0 +1,34 @@
+//! What can go wrong while choosing a token.
+
+/// Why sampling parameters were refused, or why no token could be chosen.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SamplingError {
+    /// The request's fault: a parameter lies outside its range.
+    #[error("sampling parameter `{name}` is {found}, but must be {allowed}")]
+    Parameter {
+        /// The field of [`SamplingParams`](super::SamplingParams).
+        name: &'static str,
+        /// The value found, as text.
+        found: String,
+        /// The accepted values, in words.
+        allowed: String,
+    },
+    /// The model's fault, or a kernel's: a logit is NaN or positive infinity. No token is chosen from such a row.
+    #[error(
+        "the logit of token {token} is {value}: the weights of the checkpoint hold NaN or infinity, or a computation overflowed; no token can be chosen"
+    )]
+    Logit {
+        /// The first token id with such a logit.
+        token: usize,
+        /// The logit.
+        value: f32,
+    },
+    /// A bug of the caller: there is nothing to choose from, because the row is empty or every logit is negative
+    /// infinity.
+    #[error("no token can be chosen: none of the {vocabulary} logits is finite")]
+    NoCandidate {
+        /// The number of logits in the row.
+        vocabulary: usize,
+    },
+}

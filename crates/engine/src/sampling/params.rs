@@ -1,0 +1,190 @@
+//! What a request may say about the choice of its tokens, and the ranges that are accepted.
+
+use super::SamplingError;
+
+/// The most stop strings one request may name.
+const MAX_STOP_STRINGS: usize = 16;
+
+/// The longest stop string, in bytes of UTF-8.
+const MAX_STOP_STRING_BYTES: usize = 1024;
+
+/// How the tokens of one request are chosen, and when its output ends. Names, meanings and defaults are vLLM's.
+///
+/// ```
+/// use allotrope_engine::SamplingParams;
+///
+/// let params = SamplingParams { top_p: 0.9, seed: Some(7), ..SamplingParams::default() };
+/// assert!(params.validate().is_ok());
+///
+/// let wrong = SamplingParams { temperature: f32::NAN, ..params };
+/// assert_eq!(
+///     wrong.validate().unwrap_err().to_string(),
+///     "sampling parameter `temperature` is NaN, but must be between 0 (greedy) and 2",
+/// );
+/// ```
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct SamplingParams {
+    /// Divides the logits: below 1 favours likely tokens, above 1 evens them out; 0 always takes the most likely
+    /// token (greedy). 0 to 2, by default 1.
+    pub temperature: f32,
+    /// Keeps the smallest set of most likely tokens whose probabilities sum to at least this much. Above 0, at most
+    /// 1 (off, the default).
+    pub top_p: f32,
+    /// Keeps this many most likely tokens; 0 (the default) is off.
+    pub top_k: u32,
+    /// Keeps the tokens that are at least this fraction as likely as the most likely one. 0 (off, the default) to 1.
+    pub min_p: f32,
+    /// Makes every token of the prompt and of the output so far less likely: positive logits are divided by it and
+    /// negative ones multiplied. Above 0 and finite; 1 (the default) is off, below 1 favours repetition.
+    pub repetition_penalty: f32,
+    /// Seeds this request's own random numbers: the same seed and prompt give the same output whatever else runs in
+    /// the batch. `None` (the default) lets the engine choose one.
+    pub seed: Option<u64>,
+    /// The most tokens to generate, at least 1. `None` (the default) goes on up to the context length.
+    pub max_tokens: Option<usize>,
+    /// The output ends before the first of these strings. At most 16, none empty, each of at most 1024 bytes.
+    pub stop: Vec<String>,
+    /// Does not stop at the model's end-of-sequence tokens.
+    pub ignore_eos: bool,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: None,
+            max_tokens: None,
+            stop: Vec::new(),
+            ignore_eos: false,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// The defaults, but always taking the most likely token.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Checks every field against its range.
+    ///
+    /// # Errors
+    ///
+    /// [`SamplingError::Parameter`] for the first field out of range; NaN and infinities always are.
+    pub fn validate(&self) -> Result<(), SamplingError> {
+        // Every comparison says what is accepted, so that NaN, which compares false, is refused.
+        check("temperature", self.temperature, (0.0..=2.0).contains(&self.temperature), "between 0 (greedy) and 2")?;
+        check("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1 (off)")?;
+        check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "between 0 (off) and 1")?;
+        check(
+            "repetition_penalty",
+            self.repetition_penalty,
+            self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite(),
+            "above 0 and finite (1 is off)",
+        )?;
+        if let Some(max_tokens) = self.max_tokens {
+            check("max_tokens", max_tokens, max_tokens >= 1, "at least 1")?;
+        }
+        self.validate_stop()
+    }
+
+    fn validate_stop(&self) -> Result<(), SamplingError> {
+        if self.stop.len() > MAX_STOP_STRINGS {
+            return Err(refused(
+                "stop",
+                format!("a list of {} strings", self.stop.len()),
+                format!("at most {MAX_STOP_STRINGS} strings"),
+            ));
+        }
+        for (position, string) in self.stop.iter().enumerate() {
+            if string.is_empty() {
+                let found = format!("empty at position {position}");
+                return Err(refused("stop", found, "made of strings that are not empty".to_owned()));
+            }
+            if string.len() > MAX_STOP_STRING_BYTES {
+                let found = format!("{} bytes long at position {position}", string.len());
+                return Err(refused(
+                    "stop",
+                    found,
+                    format!("made of strings of at most {MAX_STOP_STRING_BYTES} bytes"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check(name: &'static str, found: impl ToString, accepted: bool, allowed: &str) -> Result<(), SamplingError> {
+    if accepted { Ok(()) } else { Err(refused(name, found.to_string(), allowed.to_owned())) }
+}
+
+fn refused(name: &'static str, found: String, allowed: String) -> SamplingError {
+    SamplingError::Parameter { name, found, allowed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused_field(params: &SamplingParams) -> Option<&'static str> {
+        match params.validate() {
+            Err(SamplingError::Parameter { name, .. }) => Some(name),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_defaults_and_greedy_are_accepted() {
+        assert_eq!(SamplingParams::default().validate(), Ok(()));
+        assert_eq!(SamplingParams::greedy().validate(), Ok(()));
+    }
+
+    #[test]
+    fn the_ends_of_every_range_are_accepted_and_what_lies_beyond_is_refused_by_name() {
+        type Field = (&'static str, fn(&mut SamplingParams, f32), &'static [f32], &'static [f32]);
+        const FIELDS: [Field; 4] = [
+            ("temperature", |p, v| p.temperature = v, &[0.0, -0.0, 1e-30, 2.0], &[-1e-7, 2.000_001]),
+            ("top_p", |p, v| p.top_p = v, &[1e-30, 0.5, 1.0], &[0.0, -0.1, 1.000_001]),
+            ("min_p", |p, v| p.min_p = v, &[0.0, 0.5, 1.0], &[-1e-7, 1.000_001]),
+            ("repetition_penalty", |p, v| p.repetition_penalty = v, &[1e-30, 1.0, f32::MAX], &[0.0, -1.0]),
+        ];
+        for (name, set, accepted, beyond) in FIELDS {
+            for &value in accepted {
+                let mut params = SamplingParams::default();
+                set(&mut params, value);
+                assert_eq!(params.validate(), Ok(()), "{name} = {value}");
+            }
+            for &value in beyond.iter().chain(&[f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY]) {
+                let mut params = SamplingParams::default();
+                set(&mut params, value);
+                assert_eq!(refused_field(&params), Some(name), "{name} = {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn zero_max_tokens_is_refused() {
+        let params = |max_tokens| SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
+        assert_eq!(refused_field(&params(0)), Some("max_tokens"));
+        assert_eq!(params(1).validate(), Ok(()));
+        assert_eq!(params(usize::MAX).validate(), Ok(()));
+    }
+
+    #[test]
+    fn stop_strings_are_bounded_in_number_and_length_and_none_is_empty() {
+        let params = |stop| SamplingParams { stop, ..SamplingParams::default() };
+        assert_eq!(params(vec!["x".repeat(MAX_STOP_STRING_BYTES); MAX_STOP_STRINGS]).validate(), Ok(()));
+        assert_eq!(refused_field(&params(vec!["x".to_owned(); MAX_STOP_STRINGS + 1])), Some("stop"));
+        assert_eq!(refused_field(&params(vec!["x".repeat(MAX_STOP_STRING_BYTES + 1)])), Some("stop"));
+        let empty = params(vec!["x".to_owned(), String::new()]).validate();
+        assert_eq!(
+            empty.map_err(|error| error.to_string()),
+            Err("sampling parameter `stop` is empty at position 1, but must be made of strings that are not empty"
+                .to_owned())
+        );
+    }
+}

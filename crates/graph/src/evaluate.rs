@@ -1,0 +1,247 @@
+//! The reference evaluator: what every operation means, in plain Rust.
+//!
+//! It is slow on purpose: sums run in `f64` over one row after the other, then round to `f32` and on to the result's
+//! type. Kernels are tested against it; it is tested against the Hugging Face implementation.
+
+use crate::graph::{Definition, Graph, Op, ValueId};
+use crate::numerics::{E4M3_MAX, decode, round_to};
+use crate::op::OpKind;
+use crate::step::StepInputs;
+use crate::types::{DType, KvCacheType};
+use crate::weights::WeightSource;
+
+/// The KV cache of one layer: keys and values by slot, each `[slots, kv width]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReferenceCache {
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl ReferenceCache {
+    /// A cache of `slots` token slots, filled with NaN so that reading what was never written shows.
+    pub fn new(ty: &KvCacheType, slots: usize) -> Self {
+        let filled = vec![f32::NAN; slots * ty.width()];
+        ReferenceCache { keys: filled.clone(), values: filled, width: ty.width() }
+    }
+}
+
+/// All values of one step.
+#[derive(Debug, Clone)]
+pub struct Evaluation {
+    tensors: Vec<Option<Vec<f32>>>,
+}
+
+impl Evaluation {
+    /// A tensor's elements, row-major. Weights and states have none.
+    pub fn tensor(&self, value: ValueId) -> Option<&[f32]> {
+        self.tensors[value.index()].as_deref()
+    }
+}
+
+/// What keeps a graph from being evaluated.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("evaluating %{value}: {message}")]
+pub struct EvaluateError {
+    value: String,
+    message: String,
+}
+
+/// Runs one step. `caches` holds one cache for each decoder layer and is updated; `block_size` is in tokens.
+///
+/// # Errors
+/// If a weight is missing, or the batch refers to a cache that is not there.
+pub fn evaluate(
+    graph: &Graph,
+    weights: &dyn WeightSource,
+    inputs: &StepInputs,
+    caches: &mut [ReferenceCache],
+    block_size: usize,
+) -> Result<Evaluation, EvaluateError> {
+    let mut tensors: Vec<Option<Vec<f32>>> = vec![None; graph.values().len()];
+    let mut layers: Vec<Option<usize>> = vec![None; graph.values().len()];
+    for (index, value) in graph.values().iter().enumerate() {
+        match &value.definition {
+            Definition::Input(input) => tensors[index] = Some(inputs.get(*input).iter().map(|v| *v as f32).collect()),
+            Definition::Weight(name) => {
+                let data = weights.weight(name).ok_or_else(|| EvaluateError {
+                    value: value.name.clone(),
+                    message: "the weight is not in the checkpoint".into(),
+                })?;
+                tensors[index] = Some(decode(data.dtype, data.bytes));
+            }
+            Definition::State { layer } => layers[index] = Some(*layer),
+            Definition::Op(_) => {}
+        }
+    }
+    for op in graph.ops() {
+        let context = Context { graph, op, tensors: &tensors, inputs, block_size };
+        let fail =
+            |message: &str| EvaluateError { value: graph.value(op.output).name.clone(), message: message.into() };
+        match &op.kind {
+            OpKind::KvWrite => {
+                let layer = layers[op.inputs[0].index()];
+                let cache = layer.and_then(|layer| caches.get_mut(layer)).ok_or_else(|| fail("no cache was given"))?;
+                context.kv_write(cache);
+                layers[op.output.index()] = layer;
+            }
+            OpKind::Attention { heads, scale } => {
+                let layer = layers[op.inputs[1].index()];
+                let cache = layer.and_then(|layer| caches.get(layer)).ok_or_else(|| fail("no cache was given"))?;
+                let result = context.attention(cache, *heads, *scale);
+                tensors[op.output.index()] = Some(result);
+            }
+            _ => {
+                let result = context.tensor_op();
+                tensors[op.output.index()] = Some(result);
+            }
+        }
+    }
+    Ok(Evaluation { tensors })
+}
+
+struct Context<'a> {
+    graph: &'a Graph,
+    op: &'a Op,
+    tensors: &'a [Option<Vec<f32>>],
+    inputs: &'a StepInputs,
+    block_size: usize,
+}
+
+impl Context<'_> {
+    fn operand(&self, index: usize) -> &[f32] {
+        self.tensors[self.op.inputs[index].index()].as_deref().unwrap_or(&[])
+    }
+
+    /// Elements in a row of an operand.
+    fn width(&self, index: usize) -> usize {
+        self.graph.tensor_type(self.op.inputs[index]).and_then(|tensor| tensor.width()).unwrap_or(1)
+    }
+
+    fn dtype(&self) -> DType {
+        self.graph.tensor_type(self.op.output).map_or(DType::F32, |tensor| tensor.dtype)
+    }
+
+    fn rounded(&self, values: impl Iterator<Item = f32>) -> Vec<f32> {
+        values.map(|value| round_to(self.dtype(), value)).collect()
+    }
+
+    fn tensor_op(&self) -> Vec<f32> {
+        let x = self.operand(0);
+        match &self.op.kind {
+            OpKind::Embedding | OpKind::SelectRows => {
+                let width = self.width(0);
+                self.operand(1).iter().flat_map(|row| x[*row as usize * width..][..width].to_vec()).collect()
+            }
+            OpKind::Cast { .. } => self.rounded(x.iter().copied()),
+            OpKind::RmsNorm { epsilon } => self.rms_norm(*epsilon),
+            OpKind::Linear { scale, .. } => self.linear(scale.unwrap_or(1.0)),
+            OpKind::Quantize { scale } => self.rounded(x.iter().map(|v| (v / scale).clamp(-E4M3_MAX, E4M3_MAX))),
+            OpKind::RopeAngles { inverse_frequencies, attention_scaling } => {
+                let mut angles = Vec::with_capacity(x.len() * 2 * inverse_frequencies.len());
+                for position in &self.inputs.positions {
+                    let phase = |frequency: &f32| f64::from(*position as f32 * frequency);
+                    angles.extend(inverse_frequencies.iter().map(|f| phase(f).cos() as f32 * attention_scaling));
+                    angles.extend(inverse_frequencies.iter().map(|f| phase(f).sin() as f32 * attention_scaling));
+                }
+                angles
+            }
+            OpKind::Rope { heads } => self.rope(*heads),
+            OpKind::Silu => self.rounded(x.iter().map(|v| v / (1.0 + (-v).exp()))),
+            OpKind::Add => {
+                let b = self.operand(1);
+                self.rounded(x.iter().enumerate().map(|(index, a)| a + b[index % b.len()]))
+            }
+            OpKind::Mul => self.rounded(x.iter().zip(self.operand(1)).map(|(a, b)| a * b)),
+            OpKind::KvWrite | OpKind::Attention { .. } => Vec::new(),
+        }
+    }
+
+    fn rms_norm(&self, epsilon: f32) -> Vec<f32> {
+        let (x, weight, width) = (self.operand(0), self.operand(1), self.width(0));
+        let mut result = Vec::with_capacity(x.len());
+        for row in x.chunks_exact(width) {
+            let squares: f64 = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+            let inverse = 1.0 / ((squares / width as f64) as f32 + epsilon).sqrt();
+            result.extend(row.iter().zip(weight).map(|(v, w)| {
+                let normalized = round_to(self.dtype(), v * inverse);
+                round_to(self.dtype(), normalized * w)
+            }));
+        }
+        result
+    }
+
+    fn linear(&self, scale: f32) -> Vec<f32> {
+        let (x, weight, width) = (self.operand(0), self.operand(1), self.width(0));
+        let dot = |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
+        let rows = x.chunks_exact(width);
+        rows.flat_map(|row| self.rounded(weight.chunks_exact(width).map(|column| dot(row, column) as f32 * scale)))
+            .collect()
+    }
+
+    fn rope(&self, heads: usize) -> Vec<f32> {
+        let (x, angles) = (self.operand(0), self.operand(1));
+        let head_dim = self.width(1);
+        let half = head_dim / 2;
+        let mut result = Vec::with_capacity(x.len());
+        for (index, head) in x.chunks_exact(head_dim).enumerate() {
+            let (cosines, sines) = angles[index / heads * head_dim..][..head_dim].split_at(half);
+            let (first, second) = head.split_at(half);
+            result.extend(self.rounded((0..half).map(|i| first[i] * cosines[i] - second[i] * sines[i])));
+            result.extend(self.rounded((0..half).map(|i| second[i] * cosines[i] + first[i] * sines[i])));
+        }
+        result
+    }
+
+    fn kv_write(&self, cache: &mut ReferenceCache) {
+        let width = cache.width;
+        for (token, slot) in self.inputs.slots.iter().enumerate() {
+            if let Ok(slot) = usize::try_from(*slot) {
+                cache.keys[slot * width..][..width].copy_from_slice(&self.operand(1)[token * width..][..width]);
+                cache.values[slot * width..][..width].copy_from_slice(&self.operand(2)[token * width..][..width]);
+            }
+        }
+    }
+
+    fn attention(&self, cache: &ReferenceCache, heads: usize, scale: f32) -> Vec<f32> {
+        let q = self.operand(0);
+        let head_dim = self.width(0) / heads;
+        let queries_per_kv_head = heads * head_dim / cache.width;
+        let mut result = Vec::with_capacity(q.len());
+        for (token, position) in self.inputs.positions.iter().enumerate() {
+            let table =
+                &self.inputs.block_tables[self.inputs.token_sequences[token].max(0) as usize * self.inputs.blocks..];
+            let slots: Vec<usize> = (0..=*position)
+                .map(|p| p as usize)
+                .map(|p| table[p / self.block_size] as usize * self.block_size + p % self.block_size)
+                .collect();
+            for head in 0..heads {
+                let offset = head / queries_per_kv_head * head_dim;
+                let query = &q[(token * heads + head) * head_dim..][..head_dim];
+                let row = |from: &[f32], slot: usize| from[slot * cache.width + offset..][..head_dim].to_vec();
+                let scores: Vec<f64> = slots
+                    .iter()
+                    .map(|slot| {
+                        query
+                            .iter()
+                            .zip(row(&cache.keys, *slot))
+                            .map(|(a, b)| f64::from(*a) * f64::from(b))
+                            .sum::<f64>()
+                            * f64::from(scale)
+                    })
+                    .collect();
+                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                let mut sums = vec![0f64; head_dim];
+                for (slot, weight) in slots.iter().zip(&weights) {
+                    for (sum, value) in sums.iter_mut().zip(row(&cache.values, *slot)) {
+                        *sum += weight / total * f64::from(value);
+                    }
+                }
+                result.extend(self.rounded(sums.into_iter().map(|sum| sum as f32)));
+            }
+        }
+        result
+    }
+}

@@ -1,0 +1,73 @@
+//! A file of weights mapped into memory. The only unsafe code of this crate is here.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::error::ModelError;
+use crate::json;
+
+/// Advice is given in units of this many bytes: a multiple of the page size on every platform we know (4, 16 or 64 KiB),
+/// so that a neighbour's page is never released.
+const ADVICE_UNIT: usize = 64 << 10;
+
+/// A read-only mapping of one file.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl Mapping {
+    pub(super) fn open(path: &Path) -> Result<Self, ModelError> {
+        let size = json::regular_file_size(path)?;
+        if size == 0 {
+            return Err(ModelError::file(path, "the file is empty", "a safetensors file"));
+        }
+        let file = File::open(path).map_err(|error| ModelError::io(path, "open", error))?;
+        // SAFETY: the mapping is read-only and private to this value. Another process that writes to the file while it is
+        // mapped changes the numbers we read, and one that truncates it makes the kernel end this process with SIGBUS on the
+        // next read beyond the new end; no mapping can prevent either. We rely on weights as plain bytes only, for which
+        // every bit pattern is valid, and the offsets checked at opening are kept in memory of our own, so changed bytes
+        // can give wrong numbers but no access outside of the mapping.
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| ModelError::io(path, "map", error))?;
+        Ok(Mapping { path: path.to_owned(), map })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Asks the kernel to read the pages of `range` ahead.
+    pub(super) fn will_need(&self, range: Range<usize>) {
+        let start = range.start - range.start % ADVICE_UNIT;
+        #[cfg(unix)]
+        if let Err(error) = self.map.advise_range(memmap2::Advice::WillNeed, start, range.end - start) {
+            tracing::debug!(path = %self.path.display(), %error, "the kernel declined to read weights ahead");
+        }
+    }
+
+    /// Lets the kernel drop the pages that lie wholly within `range`.
+    pub(super) fn release(&self, range: Range<usize>) {
+        let start = range.start.next_multiple_of(ADVICE_UNIT);
+        let end = if range.end == self.map.len() { range.end } else { range.end - range.end % ADVICE_UNIT };
+        if start >= end {
+            return;
+        }
+        #[cfg(unix)]
+        {
+            // SAFETY: the mapping is file-backed and read-only, so a dropped page is read from the file again at the next
+            // access and no data can be lost; `range` is that of a tensor, which was checked to lie within the mapping.
+            let advised = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            if let Err(error) = advised {
+                tracing::debug!(path = %self.path.display(), %error, "the kernel declined to release weights");
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The device: what the runtime asks of a CPU or a GPU.
+//!
+//! A device keeps four kinds of memory: the weights, the arena of a [`MemoryPlan`], the KV caches and the inputs of
+//! a step. It turns each group of the graph into a [`Device::Kernel`], runs kernels one by one
+//! ([`Device::launch`]) or as a recording ([`Device::record`], [`Device::replay`]), and never changes an answer by
+//! the choice: a kernel gives the same bits launched or replayed, at every batch size.
+
+use std::sync::Arc;
+
+use allotrope_graph::memory::MemoryPlan;
+use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
+
+/// The size of the paged KV caches, the same for every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheLayout {
+    /// Blocks in each layer's cache.
+    pub blocks: usize,
+    /// Tokens in a block.
+    pub block_size: usize,
+}
+
+/// What went wrong on a device, and whose fault it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// The machine lacks something: memory, an instruction set, a driver.
+    #[error("{device}: {message}")]
+    Environment {
+        /// The device.
+        device: String,
+        /// What is missing and what to do.
+        message: String,
+    },
+    /// The checkpoint gives something else than the graph was built for.
+    #[error("weight `{name}`: {message}")]
+    Weight {
+        /// The tensor's name.
+        name: String,
+        /// What was found and what would be right.
+        message: String,
+    },
+    /// A bug in Allotrope: the runtime asked for what the device said it has no kernel for, or broke an obligation.
+    #[error("{device}: {message} (this is a bug in Allotrope)")]
+    Internal {
+        /// The device.
+        device: String,
+        /// What happened.
+        message: String,
+    },
+}
+
+/// A device that can run grouped graphs.
+///
+/// What the settings' rules need to know of it ([`allotrope_config::DeviceFacts`]) is found before the device is opened,
+/// since settings decide how it is opened: each device crate has a function `facts()` for that.
+///
+/// The order of calls is: [`load_weights`](Device::load_weights), [`allocate`](Device::allocate),
+/// [`prepare`](Device::prepare) for every group, then for every step [`write_inputs`](Device::write_inputs), launches
+/// and replays, and [`read_output`](Device::read_output). A call out of order is a [`DeviceError::Internal`].
+pub trait Device {
+    /// A group made ready to run at any batch size within the limits.
+    type Kernel;
+    /// Kernels resolved for batches of up to one size.
+    type Recording;
+
+    /// The kernels that there are, for the grouping passes.
+    fn target(&self) -> &dyn Target;
+
+    /// The alignment of buffers in the arena, in bytes.
+    fn alignment(&self) -> usize;
+
+    /// Values inside a group that need memory while its kernel runs.
+    fn workspace(&self, graph: &Graph, group: usize) -> Vec<ValueId>;
+
+    /// Makes the graph's weights ready: in place, or with `repack` copied once into the layout that the kernels like best.
+    ///
+    /// # Errors
+    /// If a weight is missing or has another type than the graph says, or memory does not suffice.
+    fn load_weights(&mut self, graph: &Graph, source: Arc<dyn WeightSource>, repack: bool) -> Result<(), DeviceError>;
+
+    /// Allocates the arena, the inputs and the KV caches.
+    ///
+    /// # Errors
+    /// If memory does not suffice.
+    fn allocate(&mut self, graph: &Graph, memory: &MemoryPlan, cache: CacheLayout) -> Result<(), DeviceError>;
+
+    /// Makes a group ready to run.
+    ///
+    /// # Errors
+    /// If there is no kernel for the group.
+    fn prepare(&mut self, graph: &Graph, group: usize) -> Result<Self::Kernel, DeviceError>;
+
+    /// Copies the inputs of a step to the device. They were validated ([`StepInputs::validate`]) and keep to the limits.
+    ///
+    /// # Errors
+    /// If the inputs exceed what was allocated, or copying fails.
+    fn write_inputs(&mut self, inputs: &StepInputs) -> Result<(), DeviceError>;
+
+    /// Runs one kernel over a batch of the given sizes.
+    ///
+    /// # Errors
+    /// If the sizes exceed what was allocated, or the launch fails.
+    fn launch(&mut self, kernel: &Self::Kernel, sizes: &Sizes) -> Result<(), DeviceError>;
+
+    /// Resolves kernels, in order, into a recording for batches of up to the given sizes.
+    ///
+    /// # Errors
+    /// If the sizes exceed what was allocated, or recording fails.
+    fn record(&mut self, kernels: &[Self::Kernel], sizes: &Sizes) -> Result<Self::Recording, DeviceError>;
+
+    /// Runs a recording over a batch of the given sizes, which are at most the recorded ones. A device that can only
+    /// run the recorded sizes treats the rows in between as padding.
+    ///
+    /// # Errors
+    /// If the batch is larger than the recording, or the launch fails.
+    fn replay(&mut self, recording: &Self::Recording, sizes: &Sizes) -> Result<(), DeviceError>;
+
+    /// The elements of an `f32` output of the last step, row-major.
+    ///
+    /// # Errors
+    /// If the value is no `f32` output in the arena, or copying fails.
+    fn read_output(&mut self, value: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError>;
+}

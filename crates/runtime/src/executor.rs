@@ -1,0 +1,337 @@
+//! The executor: a grouped graph made ready on a device, its recordings, and the steps that run through them.
+
+use std::sync::Arc;
+
+use allotrope_config::{GraphCapture, GraphMode, RuntimeMode};
+use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
+use allotrope_graph::partition::{Piece, partition};
+use allotrope_graph::{Dim, Graph, Sizes, StepError, StepInputs, ValueId, WeightSource};
+
+use crate::device::{CacheLayout, Device, DeviceError};
+use crate::dispatcher::{DispatchCounts, Dispatcher};
+use crate::ledger::StartupLedger;
+
+/// What an executor is built for.
+#[derive(Debug, Clone)]
+pub struct ExecutorOptions {
+    /// Upper bounds of a batch.
+    pub limits: Sizes,
+    /// The KV caches.
+    pub cache: CacheLayout,
+    /// Token ids are below this.
+    pub vocabulary: usize,
+    /// Whether weights are copied into the kernels' own layout.
+    pub repack_weights: bool,
+    /// What is recorded.
+    pub graph_mode: GraphMode,
+    /// When it is recorded.
+    pub capture: GraphCapture,
+    /// The sizes that are recorded, ascending.
+    pub capture_sizes: Vec<usize>,
+    /// Whether a step that runs launch by launch is an error.
+    pub require_graphs: bool,
+}
+
+/// Why an executor could not be built or a step not be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExecutorError {
+    /// A buffer does not fit into the address space.
+    #[error(transparent)]
+    Memory(#[from] MemoryPlanError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The caller's batch contradicts itself or the limits.
+    #[error(transparent)]
+    Step(#[from] StepError),
+    /// The step ran outside a recording although recordings are required.
+    #[error(
+        "a step of {tokens} tokens can't run as a recording: {reason}; capture larger sizes \
+         (compilation.cudagraph_capture_sizes), choose another compilation.cudagraph_mode, or drop require_graphs"
+    )]
+    GraphsRequired {
+        /// Tokens in the batch.
+        tokens: usize,
+        /// Why the dispatcher fell back.
+        reason: &'static str,
+    },
+}
+
+/// What the last step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepStatistics {
+    /// Kernels that ran, in recordings or by themselves.
+    pub launches: usize,
+    /// Calls to the device that started them: launches by themselves, and replays.
+    pub submissions: usize,
+}
+
+/// A part of a step that is recorded as one.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    /// The whole step of a uniform decode batch: as many rows of logits as tokens.
+    Step,
+    /// All launches over tokens, attention included.
+    Body,
+    /// One piece.
+    Piece(usize),
+}
+
+/// A graph that is ready to run on a device.
+pub struct Executor<D: Device> {
+    device: D,
+    graph: Graph,
+    kernels: Vec<D::Kernel>,
+    memory: MemoryPlan,
+    pieces: Vec<Piece>,
+    /// By part, then by place in the capture sizes.
+    recordings: Vec<Vec<Option<D::Recording>>>,
+    dispatcher: Dispatcher,
+    options: ExecutorOptions,
+    statistics: StepStatistics,
+    late_captures: u64,
+    ready: bool,
+}
+
+impl<D: Device> Executor<D> {
+    /// Loads weights, lays out memory, prepares every group and, unless captures are lazy, records. Each is a phase of `ledger`.
+    ///
+    /// # Errors
+    /// If the device can't have it: memory, a missing kernel, a weight that is not as the graph says.
+    pub fn build(
+        mut device: D,
+        graph: Graph,
+        weights: Arc<dyn WeightSource>,
+        options: ExecutorOptions,
+        ledger: &mut StartupLedger,
+    ) -> Result<Self, ExecutorError> {
+        let memory = ledger.phase("plan memory", || {
+            let workspace: Vec<_> = (0..graph.groups().len()).map(|group| device.workspace(&graph, group)).collect();
+            plan_memory(&graph, &workspace, options.limits, device.alignment())
+        })?;
+        let loading = if options.repack_weights { "repack weights" } else { "bind weights" };
+        ledger.phase(loading, || device.load_weights(&graph, weights, options.repack_weights))?;
+        ledger.phase("allocate", || device.allocate(&graph, &memory, options.cache))?;
+        let kernels = ledger.phase("prepare kernels", || {
+            (0..graph.groups().len()).map(|group| device.prepare(&graph, group)).collect::<Result<Vec<_>, _>>()
+        })?;
+        let pieces = partition(&graph);
+        let sizes = options.capture_sizes.len();
+        let recordings = (0..pieces.len() + 2).map(|_| (0..sizes).map(|_| None).collect()).collect();
+        let dispatcher = Dispatcher::new(options.graph_mode, options.capture_sizes.clone());
+        let mut executor = Executor {
+            device,
+            graph,
+            kernels,
+            memory,
+            pieces,
+            recordings,
+            dispatcher,
+            options,
+            statistics: StepStatistics::default(),
+            late_captures: 0,
+            ready: false,
+        };
+        if executor.options.capture == GraphCapture::Startup {
+            ledger.phase("capture", || executor.capture_all())?;
+        }
+        executor.ready = true;
+        Ok(executor)
+    }
+
+    /// The graph as it runs.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Where values live.
+    pub fn memory(&self) -> &MemoryPlan {
+        &self.memory
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// What the executor was built for.
+    pub fn options(&self) -> &ExecutorOptions {
+        &self.options
+    }
+
+    /// How steps ran so far, with reasons.
+    pub fn dispatch_counts(&self) -> &DispatchCounts {
+        self.dispatcher.counts()
+    }
+
+    /// What the last step did.
+    pub fn statistics(&self) -> StepStatistics {
+        self.statistics
+    }
+
+    /// Recordings that exist.
+    pub fn recordings(&self) -> usize {
+        self.recordings.iter().flatten().filter(|recording| recording.is_some()).count()
+    }
+
+    /// Recordings made after the executor was ready: none, unless captures are lazy.
+    pub fn late_captures(&self) -> u64 {
+        self.late_captures
+    }
+
+    /// Runs a batch and gives the logits, `[R, V]` row-major. With no rows wanted, only what runs over tokens is run.
+    ///
+    /// # Errors
+    /// If the batch is invalid or beyond the limits, or the device fails.
+    pub fn step(&mut self, inputs: &StepInputs) -> Result<&[f32], ExecutorError> {
+        let sizes = inputs.sizes();
+        self.check(inputs, &sizes)?;
+        self.device.write_inputs(inputs)?;
+        self.statistics = StepStatistics::default();
+        let uniform = inputs.is_uniform_decode();
+        let decision = self.dispatcher.decide(uniform, sizes.tokens);
+        match decision.mode {
+            RuntimeMode::None if self.options.require_graphs => {
+                return Err(ExecutorError::GraphsRequired { tokens: sizes.tokens, reason: decision.reason });
+            }
+            RuntimeMode::None => {
+                let last = if sizes.logit_rows == 0 { Part::Body } else { Part::Step };
+                self.launch_range(self.groups_of(last), &sizes)?;
+            }
+            RuntimeMode::Full if uniform => self.replay(Part::Step, decision.size, &sizes)?,
+            RuntimeMode::Full => {
+                self.replay(Part::Body, decision.size, &sizes)?;
+                self.run_pieces(self.body_pieces(), decision.size, &sizes)?;
+            }
+            RuntimeMode::Piecewise => self.run_pieces(0, decision.size, &sizes)?,
+        }
+        let logits = self.output()?;
+        Ok(self.device.read_output(logits, &sizes)?)
+    }
+
+    fn output(&self) -> Result<ValueId, ExecutorError> {
+        self.graph.outputs().first().copied().ok_or_else(|| StepError("the graph has no output".into()).into())
+    }
+
+    fn check(&self, inputs: &StepInputs, sizes: &Sizes) -> Result<(), ExecutorError> {
+        let limits = &self.options.limits;
+        for (name, size, least, limit) in [
+            ("tokens", sizes.tokens, 1, limits.tokens),
+            ("sequences", sizes.sequences, 1, limits.sequences),
+            ("rows of logits", sizes.logit_rows, 0, limits.logit_rows),
+            ("blocks in a row of the block table", sizes.blocks, 1, limits.blocks),
+        ] {
+            if !(least..=limit).contains(&size) {
+                return Err(StepError(format!("the batch has {size} {name}; {least} to {limit} are allowed")).into());
+            }
+        }
+        let cache = self.options.cache;
+        Ok(inputs.validate(self.options.vocabulary, cache.blocks, cache.block_size)?)
+    }
+
+    /// Runs the pieces from the `first` on, recorded but for attention.
+    fn run_pieces(&mut self, first: usize, token_size: usize, sizes: &Sizes) -> Result<(), ExecutorError> {
+        let end = if sizes.logit_rows == 0 { self.body_pieces() } else { self.pieces.len() };
+        for index in first..end {
+            let piece = &self.pieces[index];
+            let size = match (piece.attention, piece.rows) {
+                (true, _) => None,
+                (false, Dim::LogitRows) => self.dispatcher.size_for(sizes.logit_rows),
+                (false, _) => Some(token_size),
+            };
+            match size {
+                Some(size) => self.replay(Part::Piece(index), size, sizes)?,
+                None => self.launch_range(piece.groups.clone(), sizes)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn launch_range(&mut self, groups: std::ops::Range<usize>, sizes: &Sizes) -> Result<(), ExecutorError> {
+        self.statistics.launches += groups.len();
+        self.statistics.submissions += groups.len();
+        for kernel in &self.kernels[groups] {
+            self.device.launch(kernel, sizes)?;
+        }
+        Ok(())
+    }
+
+    fn replay(&mut self, part: Part, size: usize, sizes: &Sizes) -> Result<(), ExecutorError> {
+        self.capture(part, size)?;
+        let (groups, index) = (self.groups_of(part), self.index_of(part));
+        let Some(recording) = &self.recordings[index][size] else {
+            return self.launch_range(groups, sizes);
+        };
+        self.statistics.launches += groups.len();
+        self.statistics.submissions += 1;
+        Ok(self.device.replay(recording, sizes)?)
+    }
+
+    /// The pieces that run over tokens come first.
+    fn body_pieces(&self) -> usize {
+        self.pieces.iter().position(|piece| piece.rows == Dim::LogitRows).unwrap_or(self.pieces.len())
+    }
+
+    fn index_of(&self, part: Part) -> usize {
+        match part {
+            Part::Step => 0,
+            Part::Body => 1,
+            Part::Piece(index) => 2 + index,
+        }
+    }
+
+    fn groups_of(&self, part: Part) -> std::ops::Range<usize> {
+        match part {
+            Part::Step => 0..self.kernels.len(),
+            Part::Body => 0..self.pieces[..self.body_pieces()].last().map_or(0, |piece| piece.groups.end),
+            Part::Piece(index) => self.pieces[index].groups.clone(),
+        }
+    }
+
+    /// Records all that the mode replays, from the largest size to the smallest.
+    fn capture_all(&mut self) -> Result<(), ExecutorError> {
+        let (decode, mixed) = (self.options.graph_mode.decode(), self.options.graph_mode.mixed());
+        let pieces = 0..self.pieces.len();
+        let tail = self.body_pieces()..self.pieces.len();
+        for size in (0..self.options.capture_sizes.len()).rev() {
+            if decode == RuntimeMode::Full {
+                self.capture(Part::Step, size)?;
+            }
+            if mixed == RuntimeMode::Full {
+                self.capture(Part::Body, size)?;
+            }
+            let recorded = if mixed == RuntimeMode::Piecewise { pieces.clone() } else { tail.clone() };
+            for index in recorded.filter(|_| mixed != RuntimeMode::None) {
+                if !self.pieces[index].attention {
+                    self.capture(Part::Piece(index), size)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Records one part at one size, unless that was done. A size beyond what the part can ever run at is left out:
+    /// a whole decode step and the pieces over wanted logits have at most as many rows as there are sequences.
+    fn capture(&mut self, part: Part, size: usize) -> Result<(), ExecutorError> {
+        let index = self.index_of(part);
+        let rows = self.options.capture_sizes[size];
+        if self.recordings[index][size].is_some() {
+            return Ok(());
+        }
+        let limits = &self.options.limits;
+        let by_logits = match part {
+            Part::Step => true,
+            Part::Body => false,
+            Part::Piece(index) => self.pieces[index].rows == Dim::LogitRows,
+        };
+        let smaller = size.checked_sub(1).map_or(0, |size| self.options.capture_sizes[size]);
+        if by_logits && smaller >= limits.logit_rows {
+            return Ok(());
+        }
+        let sizes = Sizes { tokens: rows.min(limits.tokens), logit_rows: rows.min(limits.logit_rows), ..*limits };
+        let recording = self.device.record(&self.kernels[self.groups_of(part)], &sizes)?;
+        self.recordings[index][size] = Some(recording);
+        self.late_captures += u64::from(self.ready);
+        Ok(())
+    }
+}

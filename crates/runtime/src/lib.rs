@@ -1,0 +1,25 @@
+//! From a grouped graph to steps that run: what a device must do, what is recorded, and how each step is dispatched.
+//!
+//! The startup ledger by itself:
+//!
+//! ```
+//! use std::time::Instant;
+//! use allotrope_runtime::StartupLedger;
+//!
+//! let mut ledger = StartupLedger::since(Instant::now());
+//! let sum: u64 = ledger.phase("count", || (0..1000).sum());
+//! assert_eq!(sum, 499_500);
+//! let report = ledger.finish();
+//! assert_eq!(report.phases[0].name, "count");
+//! println!("{report}"); // every phase, the unclaimed time, and the total they sum to
+//! ```
+
+pub mod device;
+pub mod dispatcher;
+pub mod executor;
+pub mod ledger;
+
+pub use device::{CacheLayout, Device, DeviceError};
+pub use dispatcher::{Decision, DispatchCounts, Dispatcher};
+pub use executor::{Executor, ExecutorError, ExecutorOptions, StepStatistics};
+pub use ledger::{StartupLedger, StartupPhase, StartupReport};
