@@ -1,1 +1,57 @@
-fn main() {}
+//! Developer tasks, run as `cargo xtask TASK`. `cargo xtask help` lists them; README.md says when to use which.
+#![allow(clippy::print_stdout, reason = "the tasks are terminal programs, and standard output is their result")]
+
+mod bench;
+mod docs;
+mod error;
+mod fixtures;
+mod tidy;
+mod validate;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::TaskError;
+
+/// Developer tasks of Allotrope.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Compare the optimization levels on a checkpoint: time to ready, speed, launches, memory, and whether the bits agree
+    Bench(bench::Options),
+    /// Write the documentation that is generated from the code, or check that it is current
+    Docs(docs::Options),
+    /// Make the test checkpoints, their reference logits and the questions again (needs Python with torch and transformers)
+    Fixtures(fixtures::Options),
+    /// Check the rules of the source tree that no compiler checks
+    Tidy,
+    /// Run every check that a change must pass, cheapest first
+    Validate,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Bench(options) => bench::run(&options),
+        Task::Docs(options) => docs::run(&options),
+        Task::Fixtures(options) => fixtures::run(&options),
+        Task::Tidy => tidy::run(),
+        Task::Validate => validate::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &TaskError) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::FAILURE
+}

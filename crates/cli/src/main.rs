@@ -1,1 +1,38 @@
-fn main() {}
+//! The `allotrope` command: text from a checkpoint, a conversation, logits to compare with, and the plan of a run.
+//!
+//! Results go to standard output; logs, reports and errors to standard error. The exit status is 0 for success, 1 for
+//! a failure and 2 for a command line or setting that cannot be.
+
+mod arguments;
+mod commands;
+mod error;
+mod input;
+mod logging;
+mod model;
+mod output;
+mod prompts;
+mod report;
+mod sampling;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use allotrope_config::command_line;
+use allotrope_config::environment::Environment;
+
+use crate::error::CliError;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    match run(started) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.exit(),
+    }
+}
+
+fn run(started: Instant) -> Result<(), CliError> {
+    let matches = arguments::command().try_get_matches_from(command_line::normalize(std::env::args_os())?)?;
+    let environment = Environment::current();
+    logging::start(matches.get_count(arguments::VERBOSE), &environment)?;
+    commands::run(&matches, started, &environment)
+}

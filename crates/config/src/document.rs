@@ -136,7 +136,6 @@ fn examples(text: &mut String) {
         .about("Print every setting with its value, its source and the reason")
         .args(command_line::arguments())
         .disable_help_flag(true)
-        .term_width(100)
         .render_help();
     let _ = write!(text, "\n## What it looks like\n\nThe flags, as `--help` lists them:\n\n```text\n{help}```\n");
     let flag = "-cc.pass_config.fuse_add_nrm".to_owned();

@@ -38,19 +38,19 @@ pub(crate) fn read(path: &Path) -> Result<Options, SettingsError> {
     match std::str::from_utf8(&contents) {
         Ok(text) => parse(path, text),
         Err(error) => {
-            let line = line_at(&contents, error.valid_up_to());
+            let line = Lines::of(&contents).at(error.valid_up_to());
             Err(at(path, line, "the line is not UTF-8".to_owned()))
         }
     }
 }
 
 /// What the text of a settings file says; `path` is for messages.
-pub(crate) fn parse(path: &Path, text: &str) -> Result<Options, SettingsError> {
+fn parse(path: &Path, text: &str) -> Result<Options, SettingsError> {
+    let reader = Reader { path, lines: Lines::of(text.as_bytes()) };
     let table = DeTable::parse(text).map_err(|error| {
-        let line = error.span().map_or(1, |span| line_at(text.as_bytes(), span.start));
-        at(path, line, format!("not valid TOML: {}", error.message()))
+        let start = error.span().map_or(0, |span| span.start);
+        reader.wrong(start, format!("not valid TOML: {}", error.message()))
     })?;
-    let reader = Reader { path, text };
     let entries = reader.entries(table.into_inner())?;
     let mut options = Options::new();
     options.set_tree("", entries, &|_, line| Source::File { path: path.to_owned(), line })?;
@@ -61,17 +61,33 @@ fn at(path: &Path, line: usize, message: String) -> SettingsError {
     Problem::File { path: path.to_owned(), line, message }.into()
 }
 
-/// The line, counted from 1, of a byte.
-fn line_at(text: &[u8], byte: usize) -> usize {
-    1 + text.iter().take(byte).filter(|byte| **byte == b'\n').count()
+/// Where lines end, so that the line of a byte is found without counting again for every key.
+struct Lines {
+    ends: Vec<usize>,
+}
+
+impl Lines {
+    fn of(text: &[u8]) -> Self {
+        let ends = text.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(position, _)| position);
+        Self { ends: ends.collect() }
+    }
+
+    /// The line, counted from 1, of a byte.
+    fn at(&self, byte: usize) -> usize {
+        1 + self.ends.partition_point(|end| *end < byte)
+    }
 }
 
 struct Reader<'a> {
     path: &'a Path,
-    text: &'a str,
+    lines: Lines,
 }
 
 impl Reader<'_> {
+    fn wrong(&self, byte: usize, message: String) -> SettingsError {
+        at(self.path, self.lines.at(byte), message)
+    }
+
     /// The entries of a table, in the order of the file.
     fn entries(&self, table: DeTable<'_>) -> Result<Vec<Entry>, SettingsError> {
         let mut entries = Vec::with_capacity(table.len());
@@ -82,7 +98,7 @@ impl Reader<'_> {
                 DeValue::Table(inner) => Tree::Table(self.entries(inner)?),
                 other => Tree::Leaf(self.leaf(other, &span)?),
             };
-            let line = line_at(self.text.as_bytes(), start);
+            let line = self.lines.at(start);
             entries.push((start, Entry { key: key.into_inner().into_owned(), line, value }));
         }
         entries.sort_by_key(|(start, _)| *start);
@@ -90,7 +106,7 @@ impl Reader<'_> {
     }
 
     fn leaf(&self, value: DeValue<'_>, span: &Range<usize>) -> Result<Json, SettingsError> {
-        let wrong = |message: String| at(self.path, line_at(self.text.as_bytes(), span.start), message);
+        let wrong = |message: String| self.wrong(span.start, message);
         Ok(match value {
             DeValue::String(text) => Json::String(text.into_owned()),
             DeValue::Boolean(value) => Json::Bool(value),

@@ -102,7 +102,7 @@ pub(crate) const fn bytes(least: u64, most: u64) -> Kind<u64> {
             json!({
                 "anyOf": [
                     { "type": "integer", "minimum": kind.range.0, "maximum": kind.range.1 },
-                    { "type": "string", "pattern": "^ *[0-9][0-9_]* *([KkMmGgTt]i?)?[Bb]? *$" }
+                    { "type": "string", "pattern": "^ *[0-9][0-9_]* *([KkMmGgTt][Ii]?)?[Bb]? *$" }
                 ]
             })
         },

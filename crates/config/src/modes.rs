@@ -164,13 +164,13 @@ pub enum AttentionGraphSupport {
 }
 
 impl AttentionGraphSupport {
-    /// What can be recorded, to end the sentence "its attention can be recorded …".
+    /// What can be recorded, as a clause.
     pub(crate) const fn words(self) -> &'static str {
         match self {
-            Self::Never => "never",
-            Self::SingleTokenDecode => "only for single-token decodes",
-            Self::UniformBatch => "only for uniform batches",
-            Self::Always => "for any batch",
+            Self::Never => "attention can never be recorded",
+            Self::SingleTokenDecode => "attention can be recorded only for single-token decodes",
+            Self::UniformBatch => "attention can be recorded only for uniform batches",
+            Self::Always => "attention can be recorded for any batch",
         }
     }
 }

@@ -16,6 +16,15 @@ use crate::source::Source;
 /// The most memory that the KV cache has by default.
 const MOST_DEFAULT_KV_CACHE: u64 = 4 << 30;
 
+/// The most memory that the KV cache may be given.
+pub(crate) const MOST_KV_CACHE: u64 = 1 << 50;
+
+/// The longest context that any checkpoint may claim.
+pub(crate) const MOST_CONTEXT: u64 = 1 << 24;
+
+/// The most threads that may be asked for.
+pub(crate) const MOST_THREADS: u64 = 1 << 12;
+
 /// What a limit answers.
 type Limited<T> = Result<Option<Lowering<T>>, SettingsError>;
 
@@ -89,7 +98,7 @@ pub(crate) fn cudagraph_mode_limit(mode: &GraphMode, resolution: &Resolution<'_>
     let possible = mode.lowered_for(support, 1);
     Ok((possible != *mode).then(|| Lowering {
         value: possible,
-        because: format!("on {} attention can be recorded {}", device.name, support.words()),
+        because: format!("on {} {}", device.name, support.words()),
         instead: format!("write compilation.cudagraph_mode={possible}"),
     }))
 }
@@ -249,13 +258,18 @@ pub(crate) fn max_num_batched_tokens_limit(tokens: &usize, resolution: &Resoluti
 }
 
 pub(crate) fn max_model_len_default(resolution: &Resolution<'_>) -> Result<Choice<usize>, SettingsError> {
-    let model = resolution.model();
-    let reason = format!("the context length of {}", model.name);
-    Ok(Choice::because(model.context_length.max(1), reason).from(Source::Model))
+    let reason = format!("the context length of {}", resolution.model().name);
+    Ok(Choice::because(context_length(resolution), reason).from(Source::Model))
+}
+
+/// The model's context length; a checkpoint may claim anything.
+fn context_length(resolution: &Resolution<'_>) -> usize {
+    let most = usize::try_from(MOST_CONTEXT).unwrap_or(usize::MAX);
+    resolution.model().context_length.clamp(1, most)
 }
 
 pub(crate) fn max_model_len_limit(length: &usize, resolution: &Resolution<'_>) -> Limited<usize> {
-    let context = resolution.model().context_length.max(1);
+    let context = context_length(resolution);
     if *length > context {
         return Ok(Some(Lowering {
             value: context,
@@ -303,13 +317,13 @@ pub(crate) fn kv_cache_memory_default(resolution: &Resolution<'_>) -> Result<Cho
     let block_size = resolution.settle(&BLOCK_SIZE)?.value;
     let sequences = resolution.settle(&MAX_NUM_SEQS)?.value;
     let said = resolution.said(&MAX_MODEL_LEN)?;
-    let length = said.as_ref().map_or(resolution.model().context_length, |(length, _)| *length);
+    let length = said.as_ref().map_or_else(|| context_length(resolution), |(length, _)| *length);
     let one = saturating_product(&[length.div_ceil(block_size)]).saturating_mul(block).max(block);
     let every = one.saturating_mul(saturating_product(&[sequences]));
     Ok(if every <= share {
         let reason = format!("all that {sequences} sequences of {length} tokens take");
         Choice::because(every, reason).from(Source::Model)
-    } else if let Some((_, source)) = said.filter(|_| one > share && one <= available) {
+    } else if let Some((_, source)) = said.filter(|_| one > share && one <= available.min(MOST_KV_CACHE)) {
         let reason = format!("what one sequence of model.max_model_len={length} ({source}) takes");
         Choice::because(one, reason).from(Source::Model)
     } else {
@@ -318,15 +332,29 @@ pub(crate) fn kv_cache_memory_default(resolution: &Resolution<'_>) -> Result<Cho
 }
 
 pub(crate) fn kv_cache_memory_limit(memory: &u64, resolution: &Resolution<'_>) -> Limited<u64> {
+    let block = block_bytes(resolution)?;
     let device = resolution.device();
-    if *memory > device.available_memory.max(1) {
+    let available = device.available_memory.min(MOST_KV_CACHE);
+    let has = format!("{} has {} available", device.name, show_bytes(device.available_memory));
+    if let Some(block) = block.filter(|block| *block > available) {
+        // There is nothing to lower the value to.
+        return Err(Problem::Impossible {
+            setting: KV_CACHE_MEMORY.path.to_owned(),
+            value: show_bytes(*memory),
+            origin: resolution.said(&KV_CACHE_MEMORY)?.map_or(Source::Default, |(_, source)| source.clone()),
+            because: format!("one block of the KV cache takes {}, and {has}", show_bytes(block)),
+            instead: "free some memory, or write a smaller cache.block_size".to_owned(),
+        }
+        .into());
+    }
+    if *memory > available {
         return Ok(Some(Lowering {
-            value: device.available_memory.max(1),
-            because: format!("{} has {} available", device.name, show_bytes(device.available_memory)),
-            instead: format!("write at most {}", device.available_memory),
+            value: available.max(1),
+            because: has,
+            instead: format!("write at most {available}"),
         }));
     }
-    Ok(block_bytes(resolution)?.filter(|block| memory < block).map(|block| Lowering {
+    Ok(block.filter(|block| memory < block).map(|block| Lowering {
         value: block,
         because: format!("one block of the KV cache takes {}", show_bytes(block)),
         instead: format!("write at least {block}, or a smaller cache.block_size"),
@@ -335,6 +363,7 @@ pub(crate) fn kv_cache_memory_limit(memory: &u64, resolution: &Resolution<'_>) -
 
 pub(crate) fn threads_default(resolution: &Resolution<'_>) -> Result<Choice<usize>, SettingsError> {
     let device = resolution.device();
+    let most = usize::try_from(MOST_THREADS).unwrap_or(usize::MAX);
     let reason = format!("hardware threads of {}", device.name);
-    Ok(Choice::because(device.parallelism.clamp(1, 4096), reason).from(Source::Device))
+    Ok(Choice::because(device.parallelism.clamp(1, most), reason).from(Source::Device))
 }

@@ -265,7 +265,7 @@ settings_group! {
     Model at "model." {
         /// The most tokens of a sequence, prompt and answer together.
         max_model_len: usize = MAX_MODEL_LEN {
-            kind: count(1, 1 << 24),
+            kind: count(1, rules::MOST_CONTEXT),
             default: Rule::Computed {
                 words: "the checkpoint's context length, or what the KV cache can hold",
                 choose: rules::max_model_len_default,
@@ -316,7 +316,7 @@ settings_group! {
         }
         /// Memory for the KV cache, in bytes.
         kv_cache_memory: u64 = KV_CACHE_MEMORY {
-            kind: bytes(1, 1 << 50),
+            kind: bytes(1, rules::MOST_KV_CACHE),
             default: Rule::Computed {
                 words: "a quarter of the memory that is available, at most 4 GiB, more where an explicit `model.max_model_len` \
                         needs it, and never more than `scheduler.max_num_seqs` sequences of `model.max_model_len` tokens take",
@@ -335,7 +335,7 @@ settings_group! {
     Cpu at "cpu." {
         /// Threads that compute.
         threads: usize = CPU_THREADS {
-            kind: count(1, 4096),
+            kind: count(1, rules::MOST_THREADS),
             default: Rule::Computed {
                 words: "the hardware threads that the process may use",
                 choose: rules::threads_default,

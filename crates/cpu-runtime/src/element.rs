@@ -1,5 +1,7 @@
 //! Element types and the rounding of sums to them.
 
+use allotrope_graph::DType;
+
 /// The type of a stored number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ElementType {
@@ -14,6 +16,17 @@ pub enum ElementType {
 }
 
 impl ElementType {
+    /// The type of a graph's tensor elements, if they are numbers that kernels compute with: integers are only followed.
+    pub(crate) const fn from_dtype(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::Bf16 => Some(Self::Bf16),
+            DType::F16 => Some(Self::F16),
+            DType::F32 => Some(Self::F32),
+            DType::F8E4M3 => Some(Self::F8E4M3),
+            DType::I32 => None,
+        }
+    }
+
     /// Bytes of one number.
     pub const fn bytes(self) -> usize {
         match self {

@@ -1,15 +1,19 @@
 //! The CPU device: SIMD kernels, a thread team and recorded launch lists.
 
+mod attention;
+mod device;
 mod element;
 mod error;
 mod isa;
 mod linear;
 mod memory;
+mod row;
 mod simd;
 mod team;
 #[cfg(test)]
 mod testing;
 
+pub use device::{CpuDevice, CpuKernel, CpuRecording, CpuTarget, facts};
 pub use element::ElementType;
 pub use error::KernelError;
 pub use isa::Isa;

@@ -1,7 +1,8 @@
 //! Memory for kernels: page-aligned buffers backed by huge pages, and the measurement of what the memory can do.
 
 use crate::team::Team;
-use memmap2::{Advice, MmapMut};
+use memmap2::MmapMut;
+use std::marker::PhantomData;
 use std::time::Instant;
 
 /// The size of a huge page on the processors that have them.
@@ -46,7 +47,7 @@ impl Buffer {
         #[cfg(target_os = "linux")]
         if huge {
             // Only a wish: without it the buffer works, more slowly.
-            if let Err(error) = map.advise(Advice::HugePage) {
+            if let Err(error) = map.advise(memmap2::Advice::HugePage) {
                 tracing::debug!(%error, "no huge pages");
             }
         }
@@ -85,7 +86,14 @@ impl Buffer {
 #[derive(Debug, Default)]
 pub struct Workspace {
     buffers: Vec<Buffer>,
+    /// Begin and length of each buffer, for members to pick theirs.
+    parts: Vec<(*mut u8, usize)>,
 }
+
+// SAFETY: the pointers are into the buffers that the workspace owns.
+unsafe impl Send for Workspace {}
+// SAFETY: shared references give no access to the memory but through `Scratch`, whose contract keeps members apart.
+unsafe impl Sync for Workspace {}
 
 impl Workspace {
     /// Makes sure that each of `threads` members has at least `bytes` of scratch.
@@ -101,36 +109,31 @@ impl Workspace {
         while self.buffers.len() < threads {
             self.buffers.push(Buffer::new(bytes)?);
         }
+        self.parts.clear();
+        for buffer in &mut self.buffers {
+            let bytes = buffer.bytes_mut();
+            self.parts.push((bytes.as_mut_ptr(), bytes.len()));
+        }
         Ok(())
     }
 
     /// The scratch of every member, to be handed out by member index.
-    pub(crate) fn parts(&mut self) -> Scratch<'_> {
-        Scratch {
-            parts: self
-                .buffers
-                .iter_mut()
-                .map(|buffer| {
-                    let bytes = buffer.bytes_mut();
-                    (bytes.as_mut_ptr(), bytes.len())
-                })
-                .collect(),
-            lifetime: std::marker::PhantomData,
-        }
+    pub(crate) fn scratch(&mut self) -> Scratch<'_> {
+        Scratch { parts: &self.parts, exclusive: PhantomData }
     }
 }
 
 /// The scratch of every member of a team during a dispatch.
 pub(crate) struct Scratch<'a> {
-    parts: Vec<(*mut u8, usize)>,
-    lifetime: std::marker::PhantomData<&'a mut [u8]>,
+    parts: &'a [(*mut u8, usize)],
+    exclusive: PhantomData<&'a mut Workspace>,
 }
 
 // SAFETY: the pointers are to disjoint buffers that are exclusively borrowed, and `part` hands each to one member.
 unsafe impl Sync for Scratch<'_> {}
 
 impl Scratch<'_> {
-    /// The scratch of one member: empty if the workspace has none for it.
+    /// The scratch of one member, aligned to a page: empty if the workspace has none for it.
     ///
     /// # Safety
     /// During the life of the result, nobody else may ask for the same index.

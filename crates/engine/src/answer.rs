@@ -1,6 +1,5 @@
 //! An answer under way: tokens become text, and text ends at a stop string.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use allotrope_model::{TokenStream, Tokenizer};
@@ -24,9 +23,9 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn new(tokenizer: &Arc<Tokenizer>, request: &Request) -> Self {
+    pub(crate) fn new(tokenizer: &Tokenizer, request: &Request) -> Self {
         Answer {
-            decoder: TokenStream::new(Arc::clone(tokenizer)),
+            decoder: tokenizer.stream(true),
             output: OutputText::new(&request.params.stop),
             text: String::new(),
             tokens: Vec::new(),
@@ -57,7 +56,7 @@ impl Answer {
             }
         }
         if finish_reason.is_some() {
-            let rest = self.decoder.finish()?.unwrap_or_default();
+            let rest = self.decoder.flush()?.unwrap_or_default();
             let emitted = self.output.push(&rest);
             text.push_str(&emitted.text);
             text.push_str(&self.output.finish());

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Instant;
 
 use allotrope_config::{OptimizationLevel, Options, Settings, Source};
@@ -9,7 +10,6 @@ use allotrope_cpu_runtime::CpuDevice;
 use allotrope_graph::passes::PassReport;
 use allotrope_model::{ChatTemplate, Checkpoint, ModelError, Tokenizer};
 use allotrope_runtime::{DispatchCounts, Executor, StartupLedger, StartupReport};
-use std::sync::Arc;
 
 use crate::answer::Answer;
 use crate::engine_core::{EngineCore, Throughput};
@@ -83,11 +83,11 @@ impl LlmBuilder {
         let executor = Executor::build(parts.device, parts.graph, checkpoint.clone(), options, &mut ledger)?;
         let core = EngineCore::new(executor);
         let (tokenizer, template) = ledger.phase("wait for tokenizer", || join(tokenizer, &folder))?;
-        tokenizer.check_vocabulary(checkpoint.config().vocab_size)?;
+        tokenizer.check_vocabulary(checkpoint.config())?;
         Ok(Llm {
             core,
             checkpoint,
-            tokenizer: Arc::new(tokenizer),
+            tokenizer,
             template,
             settings: parts.settings,
             passes: parts.passes,
@@ -127,7 +127,7 @@ fn join(thread: JoinHandle<Result<TextParts, ModelError>>, folder: &Path) -> Res
 pub struct Llm {
     core: EngineCore<CpuDevice>,
     checkpoint: Arc<Checkpoint>,
-    tokenizer: Arc<Tokenizer>,
+    tokenizer: Tokenizer,
     /// Kept as it was found: a broken template hurts only those who use it.
     template: Result<ChatTemplate, ModelError>,
     settings: Settings,

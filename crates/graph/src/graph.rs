@@ -296,10 +296,9 @@ impl Graph {
         old.outputs.iter().for_each(|output| used[output.index()] = true);
 
         let mut op_ids = vec![OpId(0); old.ops.len()];
-        let mut next = 0;
-        for (id, _) in op_ids.iter_mut().zip(&kept).filter(|(_, kept)| **kept) {
-            *id = OpId(next);
-            next += 1;
+        let kept_ids = op_ids.iter_mut().zip(&kept).filter(|(_, kept)| **kept);
+        for (next, (id, _)) in kept_ids.enumerate() {
+            *id = OpId(next as u32);
         }
         let mut value_ids = vec![ValueId(0); old.values.len()];
         for (index, mut value) in old.values.into_iter().enumerate().filter(|(index, _)| used[*index]) {

@@ -298,7 +298,7 @@ fn infer_attention(heads: usize, operands: &[&ValueType]) -> Result<ValueType, S
             cache.dtype, cache.head_dim
         ));
     }
-    if cache.kv_heads == 0 || heads % cache.kv_heads != 0 {
+    if cache.kv_heads == 0 || !heads.is_multiple_of(cache.kv_heads) {
         return Err(format!("attention: {heads} query heads are no multiple of {} KV heads", cache.kv_heads));
     }
     for (name, operand) in [("positions", positions), ("token_sequences", token_sequences)] {

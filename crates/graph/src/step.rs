@@ -74,8 +74,8 @@ impl StepInputs {
             return fail("block_tables must hold whole rows".into());
         }
         let within = |value: i32, bound: usize| usize::try_from(value).is_ok_and(|value| value < bound);
-        for (token, id) in self.token_ids.iter().enumerate().filter(|(_, id)| !within(**id, vocabulary)) {
-            return fail(format!("token {token} has id {id}, but the vocabulary has {vocabulary} entries"));
+        if let Some(id) = self.token_ids.iter().find(|id| !within(**id, vocabulary)) {
+            return fail(format!("token id {id} is not in the vocabulary of {vocabulary} entries"));
         }
         for (token, slot) in self.slots.iter().enumerate() {
             if *slot != -1 && !within(*slot, kv_blocks.saturating_mul(block_size)) {

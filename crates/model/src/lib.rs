@@ -2,6 +2,7 @@
 //! chat template. Every file is checked before anything is allocated for it, and every error names file, field, what
 //! was found and what would be right.
 
+mod chat;
 mod checkpoint;
 mod config;
 mod decoder;
@@ -13,6 +14,7 @@ mod rope;
 mod tokenizer;
 mod weights;
 
+pub use chat::{CHAT_TEMPLATE_FILE, ChatTemplate, Message, TOKENIZER_CONFIG_FILE};
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, Architecture, CONFIG_FILE, ModelConfig};
 pub use error::{Fault, ModelError};

@@ -3,10 +3,11 @@
 //! One order of summation per instruction-set path (see [`crate::simd`]) is used by every tile shape and both weight
 //! layouts, so the bits of `y[m, n]` depend on row m of x, row n of w and the path alone.
 
-mod tile;
-mod unit;
+pub(crate) mod tile;
+pub(crate) mod unit;
 mod weights;
 
+pub(crate) use weights::RawWeights;
 pub use weights::{TILE_COLUMNS, WeightLayout, Weights, repack, tiled_bytes};
 
 use crate::element::ElementType;
@@ -53,17 +54,16 @@ pub fn linear(team: &Team, linear: &Linear<'_>, y: &mut [u8], workspace: &mut Wo
     let job = Job {
         isa: linear.isa,
         x: linear.x.as_ptr(),
-        rows,
         weights: weights.raw(),
         scale: linear.scale,
         y: y.as_mut_ptr(),
         output: linear.output,
     };
     workspace.reserve(team.threads(), job.scratch_bytes(team.threads())?)?;
-    let scratch = workspace.parts();
+    let scratch = workspace.scratch();
     team.run(|worker| {
         // SAFETY: the sizes were checked above, each member asks for its own scratch, and y is exclusively borrowed.
-        unsafe { job.run(worker, scratch.part(worker.index())) };
+        unsafe { run_jobs(&[job], rows, worker, scratch.part(worker.index())) };
     });
     Ok(())
 }
@@ -76,57 +76,84 @@ pub(crate) struct Job {
     pub(crate) isa: Isa,
     /// `[rows, K]` of the weights' element type.
     pub(crate) x: *const u8,
-    pub(crate) rows: usize,
-    pub(crate) weights: weights::RawWeights,
+    pub(crate) weights: RawWeights,
     pub(crate) scale: f32,
     /// `[rows, N]` of `output`.
     pub(crate) y: *mut u8,
     pub(crate) output: ElementType,
 }
 
-// SAFETY: a job is addresses and numbers; its use across threads is governed by the contract of `run`.
+// SAFETY: a job is addresses and numbers; its use across threads is governed by the contract of `run_jobs`.
 unsafe impl Sync for Job {}
 // SAFETY: as above.
 unsafe impl Send for Job {}
 
 impl Job {
-    /// Bytes of scratch that each member needs.
-    pub(crate) fn scratch_bytes(&self, threads: usize) -> Result<usize, KernelError> {
-        let plan = self.isa.dispatch(MakePlan(self, threads));
-        plan.scratch_bytes().ok_or(KernelError::Overflow { kernel: KERNEL, argument: "scratch" })
+    fn plan(&self, rows: usize, threads: usize) -> Plan {
+        self.isa.dispatch(MakePlan { job: self, rows, threads })
     }
 
-    /// Does this member's part. All members must call it; y is complete after the next barrier.
-    ///
-    /// # Safety
-    /// x, the weights and y must be valid for their shapes, y overlapping neither, and nobody may write x or touch y
-    /// until the barrier. `scratch` must have `scratch_bytes(worker.count())` bytes.
-    pub(crate) unsafe fn run(&self, worker: &Worker<'_>, scratch: &mut [u8]) {
-        if self.rows == 0 || self.weights.rows == 0 {
-            return;
-        }
-        let plan = self.isa.dispatch(MakePlan(self, worker.count()));
-        debug_assert!(plan.scratch_bytes().is_some_and(|bytes| bytes <= scratch.len()));
-        let mut prepared = unit::Prepared::default();
-        worker.for_each_unit(plan.units(), |index| {
-            let (rows, columns) = plan.unit(index);
-            self.isa.dispatch(RunUnit { job: self, plan: &plan, rows, columns, scratch, prepared: &mut prepared });
-        });
+    /// Bytes of scratch that each member needs, for any number of rows.
+    pub(crate) fn scratch_bytes(&self, threads: usize) -> Result<usize, KernelError> {
+        // Scratch depends on whether x is one register tile, and on nothing else about the rows.
+        let bytes = |rows| {
+            let overflow = KernelError::Overflow { kernel: KERNEL, argument: "scratch" };
+            self.plan(rows, threads).scratch_bytes().ok_or(overflow)
+        };
+        Ok(bytes(1)?.max(bytes(MANY_ROWS)?))
     }
 }
 
-struct MakePlan<'a>(&'a Job, usize);
+/// More rows than any register tile has.
+const MANY_ROWS: usize = 64;
+
+/// Does this member's part of products that do not depend on each other, each of `rows` rows of x. All members must
+/// call it; the results are complete after the next barrier.
+///
+/// # Safety
+/// x, the weights and y of each job must be valid for their shapes, y overlapping nothing else, and nobody may write x
+/// or touch y until the barrier. `scratch` must have the `scratch_bytes(worker.count())` of each job, aligned to a
+/// cache line.
+pub(crate) unsafe fn run_jobs(jobs: &[Job], rows: usize, worker: &Worker<'_>, scratch: &mut [u8]) {
+    if rows == 0 {
+        return;
+    }
+    let units = |job: &Job| job.plan(rows, worker.count()).units();
+    let mut prepared = unit::Prepared::default();
+    let mut present: Option<(usize, Range<usize>, Plan)> = None;
+    worker.for_each_unit(jobs.iter().map(units).sum(), |unit| {
+        if !present.as_ref().is_some_and(|(_, range, _)| range.contains(&unit)) {
+            let mut first = 0;
+            present = jobs.iter().enumerate().find_map(|(index, job)| {
+                let plan = job.plan(rows, worker.count());
+                let range = first..first + plan.units();
+                first = range.end;
+                range.contains(&unit).then_some((index, range, plan))
+            });
+        }
+        let Some((index, range, plan)) = &present else { return };
+        debug_assert!(plan.scratch_bytes().is_some_and(|bytes| bytes <= scratch.len()));
+        let (rows, columns) = plan.unit(unit - range.start);
+        let job = &jobs[*index];
+        job.isa.dispatch(RunUnit { job, plan, rows, columns, scratch, prepared: &mut prepared });
+    });
+}
+
+struct MakePlan<'a> {
+    job: &'a Job,
+    rows: usize,
+    threads: usize,
+}
 
 impl Task for MakePlan<'_> {
     type Output = Plan;
-    #[inline(always)]
     fn run<S: Simd>(self) -> Plan {
-        let Self(job, threads) = self;
+        let Self { job, rows, threads } = self;
         match job.weights.element {
-            ElementType::Bf16 => Plan::new::<S, S::Bf16>(job, threads),
-            ElementType::F16 => Plan::new::<S, S::F16>(job, threads),
-            ElementType::F32 => Plan::new::<S, S::F32>(job, threads),
-            ElementType::F8E4M3 => Plan::new::<S, S::Fp8>(job, threads),
+            ElementType::Bf16 => Plan::new::<S, S::Bf16>(&job.weights, rows, threads),
+            ElementType::F16 => Plan::new::<S, S::F16>(&job.weights, rows, threads),
+            ElementType::F32 => Plan::new::<S, S::F32>(&job.weights, rows, threads),
+            ElementType::F8E4M3 => Plan::new::<S, S::Fp8>(&job.weights, rows, threads),
         }
     }
 }
@@ -145,7 +172,7 @@ impl Task for RunUnit<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Self { job, plan, rows, columns, scratch, prepared } = self;
-        // SAFETY: the contract of `Job::run`; the features are present inside `dispatch`.
+        // SAFETY: the contract of `run_jobs`; the features are present inside `dispatch`.
         unsafe {
             match job.weights.element {
                 ElementType::Bf16 => {

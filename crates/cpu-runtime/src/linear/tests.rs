@@ -1,7 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use super::*;
-use crate::memory::Buffer;
 use crate::testing::{ELEMENTS, assert_close, decode, encode, poisoned, random, random_elements};
 use rand::RngExt;
 
@@ -35,7 +34,7 @@ impl Case {
         let team = Team::new(1).unwrap();
         let source = Weights::new(&w, element, WeightLayout::Rows, columns, depth).unwrap();
         let mut tiled = poisoned(tiled_bytes(element, columns, depth).unwrap());
-        repack(&team, &source, &mut tiled, |_| ()).unwrap();
+        repack(&team, &source, &mut tiled).unwrap();
         Self { element, rows, columns, depth, x, w, tiled, scale, exact, magnitude }
     }
 
@@ -218,28 +217,24 @@ fn nan_and_infinity_reach_the_outputs_they_should() {
 }
 
 #[test]
-fn repacking_reports_every_source_byte_once() {
+fn repacking_interleaves_rows_and_pads_with_zeros() {
     let mut random = random();
     for threads in [1, 3] {
         let team = Team::new(threads).unwrap();
-        let (rows, columns) = (1030, 700);
+        let (rows, columns) = (1030, 701);
         let (w, _) = random_elements(&mut random, ElementType::Bf16, rows * columns);
         let source = Weights::new(&w, ElementType::Bf16, WeightLayout::Rows, rows, columns).unwrap();
-        let mut target = Buffer::new(tiled_bytes(ElementType::Bf16, rows, columns).unwrap()).unwrap();
-        let ranges = std::sync::Mutex::new(Vec::new());
-        repack(&team, &source, target.bytes_mut(), |range| {
-            ranges.lock().unwrap().push(range);
-        })
-        .unwrap();
-        let mut ranges = ranges.into_inner().unwrap();
-        ranges.sort_by_key(|range| range.start);
-        assert!(ranges.len() > 1);
-        let mut end = 0;
-        for range in ranges {
-            assert_eq!(range.start, end);
-            end = range.end;
+        let mut tiled = poisoned(tiled_bytes(ElementType::Bf16, rows, columns).unwrap());
+        repack(&team, &source, &mut tiled).unwrap();
+        let blocks = (columns * 2).div_ceil(64);
+        for (index, block) in tiled.chunks_exact(64).enumerate() {
+            let (row, at) = (index / (4 * blocks) * 4 + index % 4, index / 4 % blocks * 64);
+            let end = (at + 64).min(columns * 2);
+            let mut expected =
+                if row < rows { w[row * columns * 2 + at..row * columns * 2 + end].to_vec() } else { Vec::new() };
+            expected.resize(64, 0);
+            assert!(block == expected, "row {row}, byte {at}");
         }
-        assert_eq!(end, w.len());
     }
 }
 

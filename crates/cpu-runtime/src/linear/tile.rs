@@ -8,7 +8,7 @@ const PREFETCH_BYTES: usize = 4096;
 
 /// Rows whose operands are already unpacked in memory, as a [`Dot`] whose stored block is one operand.
 #[derive(Clone, Copy)]
-pub(super) struct Unpacked<D>(PhantomData<D>);
+pub(crate) struct Unpacked<D>(PhantomData<D>);
 
 impl<D: Dot> Dot for Unpacked<D> {
     type Operand = D::Operand;
@@ -52,15 +52,15 @@ impl<D: Dot> Dot for Unpacked<D> {
 
 /// Rows of w as the tile reads them.
 #[derive(Clone, Copy)]
-pub(super) struct Columns {
+pub(crate) struct Columns {
     /// The first block of the first row.
-    pub(super) begin: *const u8,
+    pub(crate) begin: *const u8,
     /// Bytes from a row to the next.
-    pub(super) row_stride: usize,
+    pub(crate) row_stride: usize,
     /// Bytes from a block to the next of the same row.
-    pub(super) block_stride: usize,
+    pub(crate) block_stride: usize,
     /// What is read after this tile, to be fetched in time; may be any address.
-    pub(super) next: *const u8,
+    pub(crate) next: *const u8,
 }
 
 /// Adds to `sums[m][n]` the products of row m of x and row n of w over `blocks` whole blocks.
@@ -73,7 +73,7 @@ pub(super) struct Columns {
     clippy::needless_range_loop,
     reason = "counted loops over constants unroll reliably, which keeps the sums in registers"
 )]
-pub(super) unsafe fn accumulate<S: Simd, D: Dot, const M: usize, const N: usize>(
+pub(crate) unsafe fn accumulate<S: Simd, D: Dot, const M: usize, const N: usize>(
     x: *const u8,
     x_stride: usize,
     w: Columns,
@@ -117,7 +117,7 @@ pub(super) unsafe fn accumulate<S: Simd, D: Dot, const M: usize, const N: usize>
 /// # Safety
 /// As [`accumulate`], with one block of x (padded with zeros) and `bytes` bytes of each row of w.
 #[inline(always)]
-pub(super) unsafe fn accumulate_tail<S: Simd, D: Dot, const M: usize, const N: usize>(
+pub(crate) unsafe fn accumulate_tail<S: Simd, D: Dot, const M: usize, const N: usize>(
     x: *const u8,
     x_stride: usize,
     w: Columns,

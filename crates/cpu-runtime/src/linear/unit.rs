@@ -1,7 +1,7 @@
 //! A product cut into units of work: some rows of x times some rows of w that stay in the second-level cache.
 
 use super::tile::{Columns, Unpacked, accumulate, accumulate_tail};
-use super::{Job, TILE_COLUMNS};
+use super::{Job, RawWeights, TILE_COLUMNS};
 use crate::element::{ElementType, canonical, to_bf16, to_f16};
 use crate::simd::{BLOCK_BYTES, Dot, Simd};
 use std::ops::Range;
@@ -33,15 +33,14 @@ pub(super) struct Plan {
     scratch: [Option<usize>; 3],
 }
 
-/// Which rows of x are unpacked in scratch.
+/// Which rows are unpacked in scratch: the address of the first, their number and the bytes of each.
 #[derive(Default)]
-pub(super) struct Prepared(Range<usize>);
+pub(super) struct Prepared(Option<(*const u8, usize, usize)>);
 
 impl Plan {
     #[inline(always)]
-    pub(super) fn new<S: Simd, D: Dot>(job: &Job, threads: usize) -> Self {
-        let weights = &job.weights;
-        let (rows, columns) = (job.rows, weights.rows);
+    pub(super) fn new<S: Simd, D: Dot>(weights: &RawWeights, rows: usize, threads: usize) -> Self {
+        let columns = weights.rows;
         let stored_row = weights.blocks().saturating_mul(BLOCK_BYTES);
         let unpacked_row = weights.blocks().saturating_mul(D::PARTS * D::OPERAND_BYTES);
         let one_tile = rows <= S::TILE_ROWS;
@@ -121,7 +120,7 @@ struct Unit<'a> {
 /// Computes one unit.
 ///
 /// # Safety
-/// The contract of [`Job::run`]; `plan` must be the job's plan for `S` and `D`.
+/// The contract of [`super::run_jobs`]; `plan` must be the job's plan for `S` and `D`.
 #[inline(always)]
 pub(super) unsafe fn run<S: Simd, D: Dot>(
     job: &Job,
@@ -195,7 +194,7 @@ fn run_of_blocks<S: Simd>(block_bytes: usize, rows: &Range<usize>) -> usize {
 /// # Safety
 /// The row must be readable and `to` have room for all its operands.
 #[inline(always)]
-unsafe fn unpack_row<D: Dot>(from: *const u8, block_stride: usize, row_bytes: usize, to: *mut u8) {
+pub(crate) unsafe fn unpack_row<D: Dot>(from: *const u8, block_stride: usize, row_bytes: usize, to: *mut u8) {
     let (blocks, tail) = (row_bytes / BLOCK_BYTES, row_bytes % BLOCK_BYTES);
     // SAFETY: the caller's contract.
     unsafe {
@@ -242,12 +241,13 @@ unsafe fn row_tiles<S: Simd, D: Dot, W: Dot<Operand = D::Operand>>(
             let mut x = job.x.add(first * row_bytes);
             let mut x_stride = row_bytes;
             if !plan.x_in_place {
-                if prepared.0 != (first..first + count) {
+                let wanted = Some((x, count, row_bytes));
+                if prepared.0 != wanted {
                     for row in 0..count {
                         let to = x_scratch.add(row * plan.unpacked_row);
                         unpack_row::<D>(x.add(row * row_bytes), BLOCK_BYTES, row_bytes, to);
                     }
-                    prepared.0 = first..first + count;
+                    prepared.0 = wanted;
                 }
                 x = x_scratch;
                 x_stride = plan.unpacked_row;

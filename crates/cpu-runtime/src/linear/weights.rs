@@ -5,7 +5,7 @@ use crate::element::ElementType;
 use crate::error::KernelError;
 use crate::simd::BLOCK_BYTES;
 use crate::team::Team;
-use std::ops::Range;
+use std::sync::Mutex;
 
 /// Rows of w that a register tile takes at once, and that the tiled layout interleaves.
 pub const TILE_COLUMNS: usize = 4;
@@ -137,21 +137,15 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// Source bytes that a member copies before it reports them as no longer needed.
-const RELEASE_BYTES: usize = 1 << 20;
+/// Bytes that a member copies at a time.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// Copies `source`, which must be in [`WeightLayout::Rows`], to `target` in [`WeightLayout::Tiled`], with all threads of
-/// the team. `done` is called, from any thread, with byte ranges of the source that are copied, so that the caller can
-/// release their pages while the rest is still being copied.
+/// the team.
 ///
 /// # Errors
 /// [`KernelError`] if the source is tiled already or `target` has another size than [`tiled_bytes`] says.
-pub fn repack(
-    team: &Team,
-    source: &Weights<'_>,
-    target: &mut [u8],
-    done: impl Fn(Range<usize>) + Sync,
-) -> Result<(), KernelError> {
+pub fn repack(team: &Team, source: &Weights<'_>, target: &mut [u8]) -> Result<(), KernelError> {
     let raw = source.raw;
     if raw.layout != WeightLayout::Rows {
         return Err(KernelError::Unsupported {
@@ -165,12 +159,10 @@ pub fn repack(
         return Ok(());
     }
     let row_bytes = raw.row_bytes();
-    let blocks = raw.blocks();
-    let tile_bytes = blocks * BLOCK_BYTES * TILE_COLUMNS;
+    let tile_bytes = raw.blocks() * BLOCK_BYTES * TILE_COLUMNS;
     // Chunks of whole tiles, each handed to the member that copies it.
-    let tiles_per_chunk = (RELEASE_BYTES / tile_bytes).max(1);
-    let chunks: Vec<_> =
-        target.chunks_mut(tile_bytes * tiles_per_chunk).map(|chunk| std::sync::Mutex::new(Some(chunk))).collect();
+    let tiles_per_chunk = (CHUNK_BYTES / tile_bytes).max(1);
+    let chunks: Vec<_> = target.chunks_mut(tile_bytes * tiles_per_chunk).map(|chunk| Mutex::new(Some(chunk))).collect();
     team.run(|worker| {
         worker.for_each_unit(chunks.len(), |index| {
             let taken = chunks.get(index).and_then(|chunk| chunk.lock().ok()?.take());
@@ -179,8 +171,6 @@ pub fn repack(
             for (tile, target) in chunk.chunks_exact_mut(tile_bytes).enumerate() {
                 copy_tile(source.bytes, row_bytes, first + tile * TILE_COLUMNS, target);
             }
-            let last = (first + tiles_per_chunk * TILE_COLUMNS).min(raw.rows);
-            done(first * row_bytes..last * row_bytes);
         });
     });
     Ok(())

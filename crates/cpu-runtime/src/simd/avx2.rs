@@ -1,7 +1,6 @@
 //! The path for x86-64 with AVX2, FMA and F16C: eight single-precision lanes, fused multiply-add.
 
 use super::{BLOCK_BYTES, Dot, Simd};
-use crate::isa::Isa;
 use std::arch::x86_64::*;
 
 /// The AVX2 path.
@@ -145,7 +144,6 @@ unsafe fn widen_bf16(codes: __m128i) -> __m256 {
 const _: () = assert!(BLOCK_BYTES == 64);
 
 impl Simd for Avx2 {
-    const ISA: Isa = Isa::Avx2;
     const TILE_ROWS: usize = 3;
     type Bf16 = Avx2Bf16;
     type F16 = Avx2F16;
@@ -194,12 +192,6 @@ impl Simd for Avx2 {
             _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value[0]));
             _mm_storeu_si128(to.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value[1]));
         }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
-        // SAFETY: the caller has the features.
-        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
 
     #[inline(always)]

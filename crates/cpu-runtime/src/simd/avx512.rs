@@ -1,7 +1,6 @@
 //! The path for x86-64 with AVX-512 F, BW, DQ and VL: sixteen single-precision lanes, fused multiply-add.
 
 use super::{Dot, Simd};
-use crate::isa::Isa;
 use std::arch::x86_64::*;
 
 /// The AVX-512 path.
@@ -173,11 +172,6 @@ macro_rules! avx512_lanes {
             }
         }
         #[inline(always)]
-        unsafe fn multiply(a: __m512, b: __m512) -> __m512 {
-            // SAFETY: the caller has the features.
-            unsafe { _mm512_mul_ps(a, b) }
-        }
-        #[inline(always)]
         unsafe fn multiply_add(sum: __m512, a: __m512, b: __m512) -> __m512 {
             // SAFETY: the caller has the features.
             unsafe { _mm512_fmadd_ps(a, b, sum) }
@@ -192,7 +186,6 @@ macro_rules! avx512_lanes {
 pub(super) use avx512_lanes;
 
 impl Simd for Avx512 {
-    const ISA: Isa = Isa::Avx512;
     const TILE_ROWS: usize = 6;
     type Bf16 = Avx512Bf16Widened;
     type F16 = Avx512F16;

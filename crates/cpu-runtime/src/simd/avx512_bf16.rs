@@ -3,7 +3,6 @@
 
 use super::avx512::{Avx512F16, Avx512F32, avx512_lanes, reduce};
 use super::{Dot, E4M3_VALUES, Simd};
-use crate::isa::Isa;
 use std::arch::x86_64::*;
 
 /// The AVX-512 BF16 path.
@@ -109,7 +108,6 @@ bf16_dot!(
 );
 
 impl Simd for Avx512Bf16 {
-    const ISA: Isa = Isa::Avx512Bf16;
     const TILE_ROWS: usize = 6;
     type Bf16 = Bf16Pairs;
     type F16 = Avx512F16;

@@ -23,8 +23,6 @@ pub(crate) use avx512::Avx512;
 pub(crate) use avx512_bf16::Avx512Bf16;
 pub(crate) use portable::Portable;
 
-use crate::isa::Isa;
-
 /// Bytes of one stored block along K: one cache line, whatever the element type.
 pub(crate) const BLOCK_BYTES: usize = 64;
 
@@ -68,8 +66,6 @@ pub(crate) trait Dot: Copy + 'static {
 /// # Safety
 /// All methods may only run on a machine that has the features of the path. Pointers need no alignment.
 pub(crate) trait Simd: Copy + 'static {
-    /// The path.
-    const ISA: Isa;
     /// The most rows of x in a register tile.
     const TILE_ROWS: usize;
     /// Products of bfloat16 rows.
@@ -95,8 +91,6 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn store_f32(to: *mut f32, value: Self::Lanes);
     /// Writes [`LANES`] numbers rounded to half precision, to nearest, ties to even.
     unsafe fn store_f16(to: *mut u16, value: Self::Lanes);
-    /// Lane-wise product.
-    unsafe fn multiply(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     /// `sum + a · b`, lane by lane, fused where the path has it.
     unsafe fn multiply_add(sum: Self::Lanes, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     /// Asks for the cache line of `address`, which need not be valid.

@@ -1,7 +1,6 @@
 //! The path in plain Rust: eight lanes, separate multiplication and addition, any processor.
 
 use super::{BLOCK_BYTES, Dot, E4M3_VALUES, LANES, Simd};
-use crate::isa::Isa;
 use std::marker::PhantomData;
 
 /// Lanes of an operand on this path.
@@ -129,7 +128,6 @@ impl<E: Element, const PARTS: usize> Dot for PortableDot<E, PARTS> {
 }
 
 impl Simd for Portable {
-    const ISA: Isa = Isa::Portable;
     const TILE_ROWS: usize = 2;
     type Bf16 = PortableDot<Bf16, 4>;
     type F16 = PortableDot<F16, 4>;
@@ -174,14 +172,6 @@ impl Simd for Portable {
         let codes = value.map(|value| half::f16::from_f32(value).to_bits());
         // SAFETY: the caller's pointer is writable for LANES numbers.
         unsafe { to.cast::<[u16; LANES]>().write_unaligned(codes) };
-    }
-
-    #[inline(always)]
-    unsafe fn multiply(mut a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
-        for lane in 0..LANES {
-            a[lane] *= b[lane];
-        }
-        a
     }
 
     #[inline(always)]

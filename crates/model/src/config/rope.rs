@@ -37,7 +37,7 @@ pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize) -> Resul
 }
 
 fn theta(fields: &Fields<'_>) -> Result<Option<f64>, ModelError> {
-    fields.number("rope_theta", "a number above 1", |theta| theta > 1.0 && theta <= LARGEST)
+    fields.number("rope_theta", "a number above 1, up to 1e15", |theta| theta > 1.0 && theta <= LARGEST)
 }
 
 fn kind(config: &Fields<'_>, parameters: &Fields<'_>, max_position_embeddings: usize) -> Result<RopeKind, ModelError> {
@@ -59,7 +59,7 @@ fn kind(config: &Fields<'_>, parameters: &Fields<'_>, max_position_embeddings: u
 }
 
 fn factor(parameters: &Fields<'_>) -> Result<f64, ModelError> {
-    let expected = "a number from 1 up";
+    let expected = "a number from 1 to 1e15";
     parameters
         .number("factor", expected, |factor| (1.0..=LARGEST).contains(&factor))?
         .ok_or_else(|| parameters.error("factor", expected))

@@ -29,7 +29,7 @@ pub(super) enum AnyModel {
     /// A byte-level byte-pair encoding.
     BytePair(Box<BytePairModel>),
     /// Any other model.
-    Library(ModelWrapper),
+    Library(Box<ModelWrapper>),
 }
 
 impl Model for AnyModel {
@@ -126,7 +126,7 @@ pub(super) fn read(path: &Path) -> Result<Pipeline, ModelError> {
             let (model, parts) = parse::<Value>(path, &text)?.split();
             let model = component::<ModelWrapper>(path, "model", model)?;
             let model = model.ok_or_else(|| field_error(path, "model", "null", "a tokenizer model"))?;
-            assemble(path, AnyModel::Library(model), parts)
+            assemble(path, AnyModel::Library(Box::new(model)), parts)
         }
     }
 }

@@ -1,0 +1,156 @@
+//! `allotrope explain`: the resolved settings, what the passes did, and what a step launches.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal};
+use std::time::Instant;
+
+use allotrope_config::environment::Environment;
+use allotrope_config::{Format, OptimizationLevel, PassLine, RuntimeMode, Source, diff, explain};
+use allotrope_engine::Plan;
+use clap::ArgMatches;
+use serde_json::{Value, json};
+
+use crate::error::CliError;
+use crate::{arguments, model, output};
+
+pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environment) -> Result<(), CliError> {
+    let format = if matches.get_one::<String>(arguments::FORMAT).is_some_and(|format| format == arguments::JSON) {
+        Format::Json
+    } else {
+        Format::Text { color: io::stdout().is_terminal() && !environment.no_color() }
+    };
+    let options = model::options(matches, environment)?;
+    let plan_at = |level: Option<OptimizationLevel>| {
+        let mut options = options.clone();
+        if let Some(level) = level {
+            options.set_optimization_level(level, Source::CommandLine { flag: format!("--{}", arguments::DIFF) });
+        }
+        Ok::<Plan, CliError>(model::builder(matches, options, started).plan()?)
+    };
+    let levels: Option<Vec<OptimizationLevel>> =
+        matches.get_many(arguments::DIFF).map(|levels| levels.copied().collect());
+    let text = match levels.as_deref() {
+        Some(&[before, after]) => difference(&plan_at(Some(before))?, &plan_at(Some(after))?, &format)?,
+        _ => explanation(&plan_at(None)?, matches.get_one(arguments::ONLY).map(String::as_str), &format)?,
+    };
+    output::show(text)
+}
+
+fn explanation(plan: &Plan, only: Option<&str>, format: &Format) -> Result<String, CliError> {
+    let mut text = explain(plan.settings(), &pass_lines(plan), only, format)?;
+    if only.is_some() {
+        return Ok(text);
+    }
+    match format {
+        Format::Json => with_member(&text, "step", step_json(plan)),
+        Format::Text { .. } => {
+            let _ = write!(text, "\n{}", step_text(plan));
+            Ok(text)
+        }
+    }
+}
+
+fn difference(before: &Plan, after: &Plan, format: &Format) -> Result<String, CliError> {
+    let mut text = diff(before.settings(), after.settings(), format);
+    match format {
+        Format::Json => with_member(&text, "step", json!({ "before": step_json(before), "after": step_json(after) })),
+        Format::Text { .. } => {
+            let _ = writeln!(
+                text,
+                "\nlaunches per step  {} → {}\npieces             {} → {}",
+                before.launches(),
+                after.launches(),
+                before.pieces(),
+                after.pieces()
+            );
+            Ok(text)
+        }
+    }
+}
+
+/// What each pass did, in the order in which they ran.
+fn pass_lines(plan: &Plan) -> Vec<PassLine> {
+    let lines = plan.passes().iter().map(|report| {
+        let launches = report.enabled.then(|| format!("{} launches after it", report.launches));
+        let declined = report.declined.iter().map(|reason| format!("declined: {reason}"));
+        let notes: Vec<String> = launches.into_iter().chain(declined).collect();
+        PassLine {
+            name: report.name.to_owned(),
+            setting: format!("compilation.pass_config.{}", report.name),
+            matches: report.enabled.then_some(report.matches),
+            note: (!notes.is_empty()).then(|| notes.join("; ")),
+        }
+    });
+    lines.collect()
+}
+
+fn step_text(plan: &Plan) -> String {
+    let compilation = &plan.settings().compilation;
+    let sizes: Vec<String> = compilation.cudagraph_capture_sizes.iter().map(usize::to_string).collect();
+    let mode = &*compilation.cudagraph_mode;
+    let (decode, mixed) = (how(mode.decode()), how(mode.mixed()));
+    let mut text = format!(
+        "step\nlaunches        {} as built, {} after the passes\n\
+         pieces          {}, cut at attention and where logits begin\n\
+         decode batches  {decode}\nmixed batches   {mixed}\n",
+        plan.launches_as_built(),
+        plan.launches(),
+        plan.pieces(),
+    );
+    if mode.decode() != RuntimeMode::None || mode.mixed() != RuntimeMode::None {
+        let _ = writeln!(text, "recorded for    {} tokens", sizes.join(", "));
+    }
+    text
+}
+
+/// How a batch runs, in words.
+fn how(mode: RuntimeMode) -> &'static str {
+    match mode {
+        RuntimeMode::Full => "one recording of the whole step",
+        RuntimeMode::Piecewise => "recorded pieces, attention between them launched by itself",
+        RuntimeMode::None => "launch by launch",
+    }
+}
+
+fn step_json(plan: &Plan) -> Value {
+    let settings = plan.settings();
+    let mode = &*settings.compilation.cudagraph_mode;
+    let name = |mode: RuntimeMode| match mode {
+        RuntimeMode::None => "none",
+        RuntimeMode::Piecewise => "piecewise",
+        RuntimeMode::Full => "full",
+    };
+    let recorded = mode.decode() != RuntimeMode::None || mode.mixed() != RuntimeMode::None;
+    let sizes: &[usize] = if recorded { &settings.compilation.cudagraph_capture_sizes } else { &[] };
+    let passes: Vec<Value> = plan
+        .passes()
+        .iter()
+        .map(|report| {
+            json!({
+                "name": report.name,
+                "launches": report.launches,
+                "declined": report.declined,
+                "seconds": report.time.as_secs_f64(),
+            })
+        })
+        .collect();
+    json!({
+        "launches_as_built": plan.launches_as_built(),
+        "launches": plan.launches(),
+        "launch_labels": plan.launch_labels(),
+        "pieces": plan.pieces(),
+        "decode_batches": name(mode.decode()),
+        "mixed_batches": name(mode.mixed()),
+        "capture_sizes": sizes,
+        "passes": passes,
+    })
+}
+
+/// A JSON object in text form with one more member.
+fn with_member(text: &str, name: &str, member: Value) -> Result<String, CliError> {
+    let internal =
+        |error: serde_json::Error| CliError::Failure(format!("cannot write the explanation as JSON: {error}"));
+    let mut object: serde_json::Map<String, Value> = serde_json::from_str(text).map_err(internal)?;
+    object.insert(name.to_owned(), member);
+    Ok(format!("{:#}\n", Value::Object(object)))
+}

@@ -1,0 +1,108 @@
+//! `allotrope logits`: logits of prompts and greedy continuations in a safetensors file.
+
+use std::borrow::Cow;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use allotrope_config::environment::Environment;
+use clap::ArgMatches;
+use safetensors::{Dtype, View};
+
+use crate::error::CliError;
+use crate::{arguments, model, prompts, report};
+
+pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environment) -> Result<(), CliError> {
+    let path = |name| matches.get_one::<PathBuf>(name).cloned().unwrap_or_default();
+    let (source, target) = (path(arguments::TOKENS), path(arguments::OUT));
+    let new_tokens = matches.get_one::<usize>(arguments::NEW_TOKENS).copied().unwrap_or_default();
+    let lists = prompts::token_lists(&source)?;
+    // The file is made first: a folder that can't be written to is found before the work, and not after it.
+    let file = temporary_beside(&target)?;
+    let mut llm = model::load(matches, started, environment)?;
+    let mut tensors = Vec::with_capacity(lists.len().saturating_mul(4));
+    for (index, prompt) in lists.into_iter().enumerate() {
+        let logits = llm
+            .logits(&prompt, new_tokens)
+            .map_err(|error| CliError::from(error).within(format_args!("{}: list {index}", source.display())))?;
+        let (length, steps, vocabulary) = (prompt.len(), logits.tokens.len(), logits.vocabulary);
+        tensors.push((format!("prompt.{index}"), Tensor::ids(prompt)));
+        tensors.push((format!("logits.{index}"), Tensor::logits([length, vocabulary], logits.prompt)));
+        tensors.push((format!("tokens.{index}"), Tensor::ids(logits.tokens)));
+        tensors.push((format!("step_logits.{index}"), Tensor::logits([steps, vocabulary], logits.steps)));
+    }
+    safetensors::serialize_to_file(tensors, None, file.path())
+        .map_err(|error| CliError::Failure(format!("cannot write {}: {error}", target.display())))?;
+    let failed = |error: &io::Error| CliError::file("write", &target, error);
+    file.as_file().sync_all().map_err(|error| failed(&error))?;
+    file.persist(&target).map_err(|error| failed(&error.error))?;
+    if !matches.get_flag(arguments::QUIET) {
+        report::write(&llm, false);
+    }
+    Ok(())
+}
+
+/// A temporary file in the folder of `target`, which becomes `target` when it is complete and vanishes if it never is.
+fn temporary_beside(target: &Path) -> Result<tempfile::NamedTempFile, CliError> {
+    let failed = |error: &io::Error| CliError::file("write", target, error);
+    if target.is_dir() {
+        return Err(failed(&io::Error::from(io::ErrorKind::IsADirectory)));
+    }
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".allotrope-").suffix(".partial");
+    // Temporary files are private by default, but this one is a result like any other.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(|error| failed(&error))
+}
+
+/// A tensor to be written; its bytes are made when it is its turn.
+struct Tensor {
+    shape: Vec<usize>,
+    values: Values,
+}
+
+enum Values {
+    /// Token ids, written as int64.
+    Ids(Vec<u32>),
+    /// Logits, written as float32.
+    Logits(Vec<f32>),
+}
+
+impl Tensor {
+    fn ids(ids: Vec<u32>) -> Self {
+        Self { shape: vec![ids.len()], values: Values::Ids(ids) }
+    }
+
+    fn logits(shape: [usize; 2], values: Vec<f32>) -> Self {
+        Self { shape: shape.to_vec(), values: Values::Logits(values) }
+    }
+}
+
+impl View for Tensor {
+    fn dtype(&self) -> Dtype {
+        match self.values {
+            Values::Ids(_) => Dtype::I64,
+            Values::Logits(_) => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match &self.values {
+            Values::Ids(ids) => ids.iter().flat_map(|&id| i64::from(id).to_le_bytes()).collect(),
+            Values::Logits(values) => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match &self.values {
+            Values::Ids(ids) => ids.len() * size_of::<i64>(),
+            Values::Logits(values) => values.len() * size_of::<f32>(),
+        }
+    }
+}

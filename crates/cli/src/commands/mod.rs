@@ -1,0 +1,26 @@
+//! One module for each command.
+
+mod chat;
+mod explain;
+mod generate;
+mod logits;
+
+use std::time::Instant;
+
+use allotrope_config::environment::Environment;
+use clap::ArgMatches;
+
+use crate::arguments;
+use crate::error::CliError;
+
+/// Runs the command that was chosen.
+pub(crate) fn run(matches: &ArgMatches, started: Instant, environment: &Environment) -> Result<(), CliError> {
+    match matches.subcommand() {
+        Some((arguments::GENERATE, matches)) => generate::run(matches, started, environment),
+        Some((arguments::CHAT, matches)) => chat::run(matches, started, environment),
+        Some((arguments::LOGITS, matches)) => logits::run(matches, started, environment),
+        Some((arguments::EXPLAIN, matches)) => explain::run(matches, started, environment),
+        // clap requires one of the commands that it was told of.
+        _ => Err(CliError::Usage("no command was given; `allotrope --help` lists them".to_owned())),
+    }
+}

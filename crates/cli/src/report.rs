@@ -1,0 +1,88 @@
+//! The report after a run: how the time of the start was spent, and how fast it went.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use allotrope_engine::Llm;
+use serde_json::{Value, json};
+
+/// Tokens per second; `None` where nothing was measured.
+pub(crate) fn rate(tokens: u64, time: Duration) -> Option<f64> {
+    let seconds = time.as_secs_f64();
+    (tokens > 0 && seconds > 0.0).then(|| tokens as f64 / seconds)
+}
+
+/// Writes the report to standard error, for a person or as one line of JSON.
+pub(crate) fn write(llm: &Llm, as_json: bool) {
+    let text = if as_json { format!("{}\n", json_of(llm)) } else { text_of(llm) };
+    // The results have been written; if nobody reads the report, nothing is lost.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+fn text_of(llm: &Llm) -> String {
+    let statistics = llm.statistics();
+    let throughput = statistics.throughput;
+    let line = |name: &str, tokens: u64, time: Duration| {
+        let speed = rate(tokens, time).map_or_else(String::new, |rate| format!(", {rate:.1} tokens/s"));
+        format!("{name:<9}{tokens} tokens in {:.1} ms{speed}", time.as_secs_f64() * 1e3)
+    };
+    let mut text = format!("\nstartup\n{}\n", llm.startup());
+    text.push_str(&line("prefill", throughput.prefill_tokens, throughput.prefill_time));
+    text.push('\n');
+    if throughput.decode_tokens > 0 {
+        text.push_str(&line("decode", throughput.decode_tokens, throughput.decode_time));
+        text.push_str(&format!(
+            "; {} kernels per step, started by {} submissions\n",
+            throughput.launches_per_decode_step, throughput.submissions_per_decode_step
+        ));
+    }
+    text
+}
+
+fn json_of(llm: &Llm) -> Value {
+    let (startup, statistics) = (llm.startup(), llm.statistics());
+    let throughput = statistics.throughput;
+    let phases: Vec<Value> =
+        startup.phases.iter().map(|phase| json!({ "name": phase.name, "seconds": phase.time.as_secs_f64() })).collect();
+    let dispatch: Vec<Value> = statistics
+        .dispatch
+        .steps
+        .iter()
+        .map(|((mode, reason), steps)| json!({ "mode": mode, "reason": reason, "steps": steps }))
+        .collect();
+    json!({
+        "optimization_level": llm.settings().optimization_level.to_string(),
+        "startup": {
+            "phases": phases,
+            "unclaimed_seconds": startup.unclaimed().as_secs_f64(),
+            "ready_seconds": startup.total.as_secs_f64(),
+        },
+        "prefill": speed(throughput.prefill_tokens, throughput.prefill_time),
+        "decode": speed(throughput.decode_tokens, throughput.decode_time),
+        "launches_per_decode_step": throughput.launches_per_decode_step,
+        "submissions_per_decode_step": throughput.submissions_per_decode_step,
+        "preemptions": throughput.preemptions,
+        "recordings": statistics.recordings,
+        "late_captures": statistics.late_captures,
+        "dispatch": dispatch,
+        "arena_bytes": statistics.arena_bytes,
+        "weight_bytes_per_step": statistics.weight_bytes_per_step,
+        "kv_cache_tokens": statistics.kv_cache_tokens,
+    })
+}
+
+fn speed(tokens: u64, time: Duration) -> Value {
+    json!({ "tokens": tokens, "seconds": time.as_secs_f64(), "tokens_per_second": rate(tokens, time) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_needs_tokens_and_time() {
+        assert_eq!(rate(10, Duration::from_millis(500)), Some(20.0));
+        assert_eq!(rate(0, Duration::from_secs(1)), None);
+        assert_eq!(rate(1, Duration::ZERO), None);
+    }
+}

@@ -1,0 +1,11 @@
+//! The binary as a person runs it, on the small chat model of the repository.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
+
+mod chat;
+mod explain;
+mod generate;
+mod logits;
+mod prompts_file;
+mod support;
+mod usage;

@@ -1,0 +1,237 @@
+//! Defaults that are lowered with a reason, and explicit values that are refused for the same reason.
+
+use allotrope_config::{
+    ActivationQuantization, AttentionGraphSupport, CompilationMode, DeviceFacts, GraphMode, ModelFacts,
+    OptimizationLevel, Options, Problem, Settings, SettingsError, Source, resolve, resolve_with,
+};
+
+use crate::facts::{device, model};
+
+fn said(values: &[(&str, &str)]) -> Options {
+    let mut options = Options::new();
+    for (path, value) in values {
+        let flag = format!("--{path}");
+        options.set(path, value, Source::CommandLine { flag }).unwrap();
+    }
+    options
+}
+
+fn on_cpu(values: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+    resolve(&said(values), &model("plain"), &device("cpu"))
+}
+
+#[track_caller]
+fn refused(result: Result<Settings, SettingsError>, setting: &str, part: &str) {
+    let error = result.expect_err(part);
+    assert!(matches!(error.problem(), Problem::Impossible { setting: of, .. } if of == setting), "{error}");
+    assert!(error.to_string().contains(part), "{error}");
+    assert!(error.is_usage());
+}
+
+#[test]
+fn o3_on_a_device_without_its_means_says_so_in_one_line() {
+    let settings = on_cpu(&[("optimization_level", "3")]).unwrap();
+    assert!(!settings.kernel.autotune.value);
+    assert_eq!(settings.kernel.autotune.reason.as_deref(), Some("instead of true: cpu has no kernel variants to tune"));
+    assert_eq!(
+        settings.optimization_level.reason.as_deref(),
+        Some("O3 does what O2 does here: kernel.autotune and kernel.persistent_decode cannot be had")
+    );
+    let settings = resolve(&said(&[("optimization_level", "3")]), &model("plain"), &device("capable")).unwrap();
+    assert!(settings.kernel.autotune.value && settings.kernel.persistent_decode.value);
+    assert_eq!(settings.optimization_level.reason, None);
+}
+
+#[test]
+fn explicit_kernel_settings_that_the_device_lacks_are_refused() {
+    refused(on_cpu(&[("kernel.autotune", "true")]), "kernel.autotune", "cpu has no kernel variants to tune");
+    refused(on_cpu(&[("kernel.persistent_decode", "true")]), "kernel.persistent_decode", "resident program");
+    assert!(on_cpu(&[("kernel.autotune", "false"), ("optimization_level", "3")]).is_ok());
+}
+
+#[test]
+fn a_pass_and_mode_none_contradict_each_other() {
+    let error = on_cpu(&[("compilation.mode", "none"), ("compilation.pass_config.fuse_add_norm", "true")]);
+    refused(error, "compilation.mode", "compilation.pass_config.fuse_add_norm=true (command line --compilation.pass");
+    let error = on_cpu(&[("enforce_eager", "true"), ("compilation.pass_config.fuse_add_norm", "true")]);
+    refused(error, "compilation.pass_config.fuse_add_norm", "enforce_eager is on (command line --enforce_eager)");
+    let settings = on_cpu(&[("compilation.mode", "none"), ("compilation.pass_config.fuse_add_norm", "false")]).unwrap();
+    assert!(!settings.compilation.pass_config.eliminate_noops.value);
+    let reason = settings.compilation.pass_config.eliminate_noops.reason.clone().unwrap();
+    assert!(reason.contains("compilation.mode is none (command line --compilation.mode)"), "{reason}");
+}
+
+#[test]
+fn a_pass_that_is_asked_for_at_o0_runs_alone() {
+    let settings = on_cpu(&[("optimization_level", "0"), ("compilation.pass_config.fuse_add_norm", "true")]).unwrap();
+    assert_eq!(settings.compilation.mode.value, CompilationMode::Compile);
+    assert!(settings.compilation.mode.reason.as_ref().is_some_and(|reason| reason.contains("fuse_add_norm=true")));
+    assert!(settings.compilation.pass_config.fuse_add_norm.value);
+    assert!(!settings.compilation.pass_config.fuse_act_mul.value);
+    assert_eq!(settings.compilation.cudagraph_mode.value, GraphMode::None);
+}
+
+#[test]
+fn enforce_eager_forces_and_leaves_the_rest() {
+    let settings = on_cpu(&[("enforce_eager", "true")]).unwrap();
+    assert_eq!(settings.compilation.mode.source, Source::Forced);
+    assert_eq!(settings.compilation.cudagraph_mode.source, Source::Forced);
+    assert!(settings.compilation.cudagraph_capture_sizes.is_empty());
+    assert!(settings.kernel.repack_weights.value, "the level's");
+    refused(
+        on_cpu(&[("enforce_eager", "true"), ("compilation.cudagraph_mode", "FULL")]),
+        "compilation.cudagraph_mode",
+        "which forces NONE",
+    );
+    // What says the same is no contradiction.
+    assert!(on_cpu(&[("enforce_eager", "true"), ("compilation.cudagraph_mode", "NONE")]).is_ok());
+}
+
+#[test]
+fn graph_modes_are_lowered_by_default_and_refused_when_explicit() {
+    let with = |support, values: &[(&str, &str)]| {
+        let device = DeviceFacts { attention_graph_support: support, ..device("capable") };
+        resolve(&said(values), &model("plain"), &device)
+    };
+    let lowered = with(AttentionGraphSupport::Never, &[]).unwrap();
+    assert_eq!(lowered.compilation.cudagraph_mode.value, GraphMode::Piecewise);
+    assert_eq!(lowered.compilation.cudagraph_mode.source, Source::Level(OptimizationLevel::O2));
+    assert_eq!(
+        lowered.compilation.cudagraph_mode.reason.as_deref(),
+        Some("instead of FULL_AND_PIECEWISE: on capable attention can never be recorded")
+    );
+    refused(
+        with(AttentionGraphSupport::UniformBatch, &[("compilation.cudagraph_mode", "FULL")]),
+        "compilation.cudagraph_mode",
+        "write compilation.cudagraph_mode=FULL_AND_PIECEWISE",
+    );
+    let held = with(AttentionGraphSupport::SingleTokenDecode, &[]).unwrap();
+    assert_eq!(held.compilation.cudagraph_mode.value, GraphMode::FullAndPiecewise);
+}
+
+#[test]
+fn recordings_that_are_required_or_sized_must_exist() {
+    refused(on_cpu(&[("require_graphs", "true"), ("optimization_level", "0")]), "require_graphs", "level O0");
+    assert!(on_cpu(&[("require_graphs", "true")]).is_ok());
+    let sizes = "compilation.cudagraph_capture_sizes";
+    refused(on_cpu(&[(sizes, "1,2"), ("optimization_level", "0")]), sizes, "nothing is recorded");
+    let maximum = "compilation.max_cudagraph_capture_size";
+    refused(on_cpu(&[(maximum, "8"), ("enforce_eager", "true")]), maximum, "nothing is recorded");
+}
+
+#[test]
+fn sequences_and_tokens_of_a_step_fit_each_other() {
+    let settings = on_cpu(&[("scheduler.max_num_seqs", "1024")]).unwrap();
+    assert_eq!(settings.scheduler.max_num_batched_tokens.value, 1024);
+    let settings = on_cpu(&[("scheduler.max_num_batched_tokens", "8")]).unwrap();
+    assert_eq!(settings.scheduler.max_num_seqs.value, 8);
+    refused(
+        on_cpu(&[("scheduler.max_num_batched_tokens", "8"), ("scheduler.max_num_seqs", "9")]),
+        "scheduler.max_num_seqs",
+        "scheduler.max_num_batched_tokens is 8 (command line --scheduler.max_num_batched_tokens)",
+    );
+}
+
+/// 16 KiB a token: a block of 16 tokens takes 256 KiB.
+fn with_memory(available: u64, values: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+    let model = ModelFacts { context_length: 8192, kv_bytes_per_token: 16 << 10, ..model("plain") };
+    let device = DeviceFacts { available_memory: available, ..device("cpu") };
+    resolve(&said(values), &model, &device)
+}
+
+#[test]
+fn the_kv_cache_takes_what_is_needed_and_no_more_than_its_share() {
+    let cache = |settings: &Settings| settings.cache.kv_cache_memory.value;
+    // 32 sequences of 8192 tokens take 4 GiB.
+    assert_eq!(cache(&with_memory(1 << 40, &[]).unwrap()), 4 << 30);
+    assert_eq!(cache(&with_memory(8 << 30, &[]).unwrap()), 2 << 30);
+    assert_eq!(cache(&with_memory(1 << 40, &[("scheduler.max_num_seqs", "2")]).unwrap()), 256 << 20);
+    assert_eq!(cache(&with_memory(1 << 40, &[("scheduler.max_num_seqs", "256")]).unwrap()), 4 << 30);
+}
+
+#[test]
+fn a_context_that_the_kv_cache_cannot_hold_is_lowered_with_a_reason() {
+    let settings = with_memory(64 << 20, &[]).unwrap();
+    assert_eq!(settings.cache.kv_cache_memory.value, 16 << 20);
+    assert_eq!(settings.model.max_model_len.value, 1024);
+    let reason = settings.model.max_model_len.reason.clone().unwrap();
+    assert_eq!(reason, "instead of 8192: cache.kv_cache_memory=16 MiB (device) holds 1024 tokens");
+    // The default grows for a length that somebody asked for, where the device has the memory.
+    let settings = with_memory(64 << 20, &[("model.max_model_len", "2048")]).unwrap();
+    assert_eq!(settings.model.max_model_len.value, 2048);
+    assert_eq!(settings.cache.kv_cache_memory.value, 32 << 20);
+    refused(with_memory(64 << 20, &[("model.max_model_len", "8192")]), "model.max_model_len", "holds 1024 tokens");
+    refused(
+        with_memory(1 << 40, &[("model.max_model_len", "8192"), ("cache.kv_cache_memory", "1MiB")]),
+        "model.max_model_len",
+        "holds 64 tokens; write at most 64, or give cache.kv_cache_memory more",
+    );
+    refused(with_memory(1 << 40, &[("model.max_model_len", "8193")]), "model.max_model_len", "write at most 8192");
+}
+
+#[test]
+fn memory_that_is_not_there_or_holds_nothing_is_refused() {
+    refused(with_memory(1 << 30, &[("cache.kv_cache_memory", "2GiB")]), "cache.kv_cache_memory", "has 1 GiB available");
+    refused(with_memory(1 << 30, &[("cache.kv_cache_memory", "1KiB")]), "cache.kv_cache_memory", "takes 256 KiB");
+    // Not even a default can hold a block here, so nothing is left to lower it to.
+    refused(with_memory(1 << 10, &[]), "cache.kv_cache_memory", "takes 256 KiB, and cpu has 1 KiB available");
+    let settings = with_memory(256 << 10, &[]).unwrap();
+    assert_eq!((settings.model.max_model_len.value, settings.cache.kv_cache_memory.value), (16, 256 << 10));
+}
+
+#[test]
+fn absurd_facts_do_no_harm() {
+    let device = DeviceFacts { parallelism: 0, available_memory: u64::MAX, ..device("cpu") };
+    let endless = ModelFacts { context_length: usize::MAX, kv_bytes_per_token: 1, ..model("plain") };
+    let settings = resolve(&Options::new(), &endless, &device).unwrap();
+    assert_eq!(settings.cpu.threads.value, 1);
+    assert_eq!(settings.model.max_model_len.value, 1 << 24);
+    let heavy = ModelFacts { kv_bytes_per_token: usize::MAX, ..endless };
+    refused(resolve(&Options::new(), &heavy, &device), "cache.kv_cache_memory", "one block of the KV cache takes");
+    let nothing = ModelFacts { context_length: 0, kv_bytes_per_token: 0, ..model("plain") };
+    let many = DeviceFacts { parallelism: usize::MAX, available_memory: 0, ..device };
+    let settings = resolve(&Options::new(), &nothing, &many).unwrap();
+    assert_eq!((settings.model.max_model_len.value, settings.cpu.threads.value), (1, 4096));
+}
+
+#[test]
+fn settings_exist_without_model_and_device() {
+    let settings = resolve_with(&said(&[("optimization_level", "3")]), None, None).unwrap();
+    let reason = settings.compilation.pass_config.fuse_norm_quant.reason.clone().unwrap();
+    assert_eq!(reason, "the model does not quantize activations (assumed: no model given)");
+    assert!(settings.cpu.threads.reason.as_ref().is_some_and(|reason| reason.contains("assumed: no device given")));
+    // Nothing is refused because of an assumption.
+    let beyond = said(&[("model.max_model_len", "1000000"), ("cache.kv_cache_memory", "1TiB")]);
+    let settings = resolve_with(&beyond, None, None).unwrap();
+    assert_eq!(settings.model.max_model_len.value, 1_000_000);
+    // Nor because of one that another setting rests on: here the default of the KV cache, on a device nobody named.
+    let heavy = ModelFacts { kv_bytes_per_token: 16 << 20, ..model("plain") };
+    assert!(resolve_with(&said(&[("model.max_model_len", "8192")]), Some(&heavy), None).is_ok());
+    // What contradicts itself whatever the model and device still is.
+    let contradiction = said(&[("enforce_eager", "true"), ("compilation.cudagraph_mode", "FULL")]);
+    assert!(resolve_with(&contradiction, None, None).is_err());
+}
+
+#[test]
+fn equality_ignores_where_values_come_from() {
+    let by_level = on_cpu(&[]).unwrap();
+    let explicit =
+        on_cpu(&[("compilation.pass_config.fuse_add_norm", "true"), ("kernel.repack_weights", "on")]).unwrap();
+    assert_eq!(by_level, explicit);
+    assert_ne!(by_level, on_cpu(&[("kernel.repack_weights", "off")]).unwrap());
+}
+
+#[test]
+fn quantization_decides_its_fusions() {
+    for (quantization, fuse_norm, fuse_attention) in [
+        (ActivationQuantization::None, false, false),
+        (ActivationQuantization::Dynamic, true, false),
+        (ActivationQuantization::Static, true, true),
+    ] {
+        let model = ModelFacts { activation_quantization: quantization, ..model("plain") };
+        let settings = resolve(&Options::new(), &model, &device("cpu")).unwrap();
+        assert_eq!(settings.compilation.pass_config.fuse_norm_quant.value, fuse_norm, "{quantization:?}");
+        assert_eq!(settings.compilation.pass_config.fuse_act_quant.value, fuse_norm, "{quantization:?}");
+        assert_eq!(settings.compilation.pass_config.fuse_attn_quant.value, fuse_attention, "{quantization:?}");
+    }
+}

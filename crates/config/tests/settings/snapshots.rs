@@ -1,0 +1,57 @@
+//! What `explain` prints at every level, on several devices, for several models, with and without explicit settings.
+
+use std::fmt::Write as _;
+
+use allotrope_config::{
+    AttentionGraphSupport, DeviceFacts, Format, OptimizationLevel, Options, Source, explain, resolve,
+};
+
+use crate::facts::model;
+
+/// Facts of one kind of device each: what it can do is what the rules look at.
+fn devices() -> [(&'static str, DeviceFacts); 3] {
+    let facts = |name: &str, kind: &str, attention_graph_support, autotune, persistent_decode| DeviceFacts {
+        name: name.to_owned(),
+        kind: kind.to_owned(),
+        attention_graph_support,
+        parallelism: 8,
+        available_memory: 64 << 30,
+        autotune,
+        persistent_decode,
+    };
+    [
+        ("cpu", facts("CPU", "cpu", AttentionGraphSupport::Always, false, false)),
+        ("cuda_8_0", facts("CUDA 8.0", "cuda", AttentionGraphSupport::UniformBatch, true, false)),
+        ("cuda_9_0", facts("CUDA 9.0", "cuda", AttentionGraphSupport::Always, true, true)),
+    ]
+}
+
+const EXPLICIT: [(&str, &str, &str); 4] = [
+    ("compilation.pass_config.fuse_add_norm", "false", "-cc.pass_config.fuse_add_norm"),
+    ("compilation.pass_config.fuse_norm_quant", "true", "-cc.pass_config.fuse_norm_quant"),
+    ("scheduler.max_num_seqs", "100", "--max-num-seqs"),
+    ("cache.kv_cache_memory", "128MiB", "--kv-cache-memory"),
+];
+
+#[test]
+fn every_level_device_and_model() {
+    for (device_name, device) in devices() {
+        for model_name in ["plain", "fp8-static", "fp8-dynamic"] {
+            for explicit in [false, true] {
+                let mut text = String::new();
+                for level in OptimizationLevel::ALL {
+                    let mut options = Options::new();
+                    options.set_optimization_level(level, Source::CommandLine { flag: "-O".to_owned() });
+                    for (path, value, flag) in EXPLICIT.iter().filter(|_| explicit) {
+                        options.set(path, value, Source::CommandLine { flag: (*flag).to_owned() }).unwrap();
+                    }
+                    let settings = resolve(&options, &model(model_name), &device).unwrap();
+                    let explained = explain(&settings, &[], None, &Format::Text { color: false }).unwrap();
+                    let _ = writeln!(text, "== {level} ==\n{explained}");
+                }
+                let said = if explicit { "explicit" } else { "default" };
+                insta::assert_snapshot!(format!("explain_{device_name}_{model_name}_{said}"), text);
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The CPU as a device of the runtime: groups become phases, a launch is one dispatch of the thread team, a recording
+//! is one dispatch for many launches.
+
+mod facts;
+mod lower;
+mod memory;
+mod phase;
+mod schedule;
+mod target;
+mod weights;
+
+pub use facts::facts;
+pub use target::CpuTarget;
+
+use crate::isa::Isa;
+use crate::linear::Job;
+use crate::memory::Workspace;
+use crate::team::{Team, TeamError};
+use allotrope_graph::memory::MemoryPlan;
+use allotrope_graph::{Dim, Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
+use allotrope_runtime::device::{CacheLayout, Device, DeviceError};
+use lower::Lowering;
+use memory::Memory;
+use phase::{Phase, Work};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use weights::LoadedWeights;
+
+/// The device's name.
+const DEVICE: &str = "cpu";
+
+/// The alignment of buffers in the arena, in bytes: a cache line, so that no two values share one.
+const ALIGNMENT: usize = 64;
+
+/// The CPU.
+///
+/// ```
+/// use allotrope_cpu_runtime::{CpuDevice, Isa};
+/// let device = CpuDevice::new(1, Isa::detect())?;
+/// assert_eq!(device.threads(), 1);
+/// # Ok::<(), allotrope_runtime::device::DeviceError>(())
+/// ```
+pub struct CpuDevice {
+    team: Team,
+    isa: Isa,
+    workspace: Workspace,
+    weights: Option<LoadedWeights>,
+    memory: Option<Memory>,
+    /// Names the memory that kernels have addresses of: they run on no other.
+    identity: u64,
+}
+
+/// A group of ops, resolved.
+#[derive(Clone)]
+pub struct CpuKernel {
+    phases: Arc<[Phase]>,
+    identity: u64,
+}
+
+/// Kernels that run in one dispatch.
+pub struct CpuRecording {
+    kernels: Vec<Arc<[Phase]>>,
+    limits: Sizes,
+    identity: u64,
+}
+
+impl CpuDevice {
+    /// A device of `threads` threads that runs the given instruction-set path.
+    ///
+    /// # Errors
+    /// [`DeviceError::Environment`] if the machine can't run the path or give the threads.
+    pub fn new(threads: usize, isa: Isa) -> Result<Self, DeviceError> {
+        if !isa.is_available() {
+            let available: Vec<_> = Isa::available().map(Isa::name).collect();
+            return Err(DeviceError::Environment {
+                device: DEVICE.into(),
+                message: format!("this processor can't run the {isa} path; it can run {}", available.join(", ")),
+            });
+        }
+        let team = Team::new(threads).map_err(|error: TeamError| environment(error))?;
+        Ok(Self { team, isa, workspace: Workspace::default(), weights: None, memory: None, identity: new_identity() })
+    }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
+    /// The instruction-set path.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    fn memory(&self) -> Result<&Memory, DeviceError> {
+        self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet".to_owned()))
+    }
+
+    /// Bytes of scratch that a phase needs.
+    fn scratch_bytes(&self, work: &Work) -> Result<usize, DeviceError> {
+        let too_large = || internal("the scratch of a kernel does not fit the address space".to_owned());
+        match work {
+            Work::Rows(program) => Ok(program.scratch_bytes()),
+            Work::Linear(jobs) => jobs.iter().try_fold(0, |most, job: &Job| {
+                Ok(job.scratch_bytes(self.team.threads()).map_err(|error| internal(error.to_string()))?.max(most))
+            }),
+            Work::Attention(attention) => attention.scratch_bytes(self.isa).ok_or_else(too_large),
+        }
+    }
+
+    fn check(&self, identity: u64, sizes: &Sizes, limits: &Sizes) -> Result<(), DeviceError> {
+        if identity != self.identity {
+            return Err(internal("a kernel of another device, or of memory that was replaced, was run".to_owned()));
+        }
+        for dim in [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks] {
+            if sizes.of(dim) > limits.of(dim) {
+                return Err(internal(format!("a batch with {dim} = {} exceeds {}", sizes.of(dim), limits.of(dim))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs phases in order in one dispatch.
+    fn dispatch<'a>(&mut self, phases: impl Iterator<Item = &'a Phase> + Clone + Sync, sizes: &Sizes) {
+        let (isa, scratch) = (self.isa, self.workspace.scratch());
+        self.team.run(|worker| {
+            for (index, phase) in phases.clone().enumerate() {
+                if index > 0 {
+                    worker.barrier();
+                }
+                // SAFETY: `check` found that the phases are of this device's memory and the sizes within its limits;
+                // `prepare` reserved the scratch; `&mut self` keeps everybody else away.
+                unsafe { phase.run(isa, worker, sizes, scratch.part(worker.index())) };
+            }
+        });
+    }
+}
+
+impl Device for CpuDevice {
+    type Kernel = CpuKernel;
+    type Recording = CpuRecording;
+
+    fn target(&self) -> &dyn Target {
+        &CpuTarget
+    }
+
+    fn alignment(&self) -> usize {
+        ALIGNMENT
+    }
+
+    fn workspace(&self, graph: &Graph, group: usize) -> Vec<ValueId> {
+        graph.groups().get(group).map_or_else(Vec::new, |group| schedule::crossing_values(graph, &group.ops))
+    }
+
+    fn load_weights(&mut self, graph: &Graph, source: Arc<dyn WeightSource>, repack: bool) -> Result<(), DeviceError> {
+        self.identity = new_identity();
+        self.weights = Some(LoadedWeights::load(graph, source, &self.team, repack)?);
+        Ok(())
+    }
+
+    fn allocate(&mut self, graph: &Graph, memory: &MemoryPlan, cache: CacheLayout) -> Result<(), DeviceError> {
+        self.identity = new_identity();
+        self.memory = Some(Memory::new(graph, memory, cache)?);
+        Ok(())
+    }
+
+    fn prepare(&mut self, graph: &Graph, group: usize) -> Result<CpuKernel, DeviceError> {
+        let ops = graph.groups().get(group).map(|group| group.ops.as_slice());
+        let ops = ops.ok_or_else(|| internal(format!("the graph has no group {group}")))?;
+        CpuTarget.accepts(graph, ops).map_err(internal)?;
+        let weights = self.weights.as_ref().ok_or_else(|| internal("no weights were loaded yet".to_owned()))?;
+        let lowering = Lowering { graph, memory: self.memory()?, weights, isa: self.isa };
+        let phases = lowering.phases(ops)?;
+        for phase in &phases {
+            let bytes = self.scratch_bytes(&phase.work)?;
+            self.workspace.reserve(self.team.threads(), bytes).map_err(environment)?;
+        }
+        Ok(CpuKernel { phases: phases.into(), identity: self.identity })
+    }
+
+    fn write_inputs(&mut self, inputs: &StepInputs) -> Result<(), DeviceError> {
+        let memory = self.memory.as_mut().ok_or_else(|| internal("no memory was allocated yet".to_owned()))?;
+        memory.write(inputs)
+    }
+
+    fn launch(&mut self, kernel: &CpuKernel, sizes: &Sizes) -> Result<(), DeviceError> {
+        self.check(kernel.identity, sizes, self.memory()?.limits())?;
+        self.dispatch(kernel.phases.iter(), sizes);
+        Ok(())
+    }
+
+    fn record(&mut self, kernels: &[CpuKernel], sizes: &Sizes) -> Result<CpuRecording, DeviceError> {
+        for kernel in kernels {
+            self.check(kernel.identity, sizes, self.memory()?.limits())?;
+        }
+        let kernels = kernels.iter().map(|kernel| Arc::clone(&kernel.phases)).collect();
+        Ok(CpuRecording { kernels, limits: *sizes, identity: self.identity })
+    }
+
+    fn replay(&mut self, recording: &CpuRecording, sizes: &Sizes) -> Result<(), DeviceError> {
+        self.check(recording.identity, sizes, &recording.limits)?;
+        self.dispatch(recording.kernels.iter().flat_map(|phases| phases.iter()), sizes);
+        Ok(())
+    }
+
+    fn read_output(&mut self, value: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError> {
+        let elements = self.memory()?.read(value, sizes);
+        elements.ok_or_else(|| internal("the value that was read is no f32 output in the arena".to_owned()))
+    }
+}
+
+/// A number that no other memory of this process has.
+fn new_identity() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// A bug in the caller or here.
+fn internal(message: String) -> DeviceError {
+    DeviceError::Internal { device: DEVICE.into(), message }
+}
+
+/// Something that the machine can't give.
+fn environment(error: impl std::fmt::Display) -> DeviceError {
+    DeviceError::Environment { device: DEVICE.into(), message: error.to_string() }
+}
+
+/// A dimension that is known from the model.
+fn static_size(dim: Dim) -> Option<usize> {
+    match dim {
+        Dim::Static(size) => Some(size),
+        _ => None,
+    }
+}

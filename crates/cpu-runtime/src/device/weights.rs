@@ -1,0 +1,123 @@
+//! The checkpoint's tensors as kernels find them: in place, or repacked into one buffer.
+
+use super::internal;
+use crate::element::ElementType;
+use crate::linear::{RawWeights, WeightLayout, Weights, repack, tiled_bytes};
+use crate::memory::Buffer;
+use crate::team::Team;
+use allotrope_graph::{Definition, Graph, OpKind, TensorType, ValueId, WeightData, WeightSource};
+use allotrope_runtime::device::DeviceError;
+use std::sync::Arc;
+
+/// Alignment of tensors in the repacked buffer: a cache line.
+const ALIGNMENT: usize = 64;
+
+/// All weights of a graph.
+pub(super) struct LoadedWeights {
+    /// By value; vectors are matrices of one row.
+    tensors: Vec<Option<RawWeights>>,
+    /// Keeps mapped tensors where they are.
+    _source: Arc<dyn WeightSource>,
+    /// Keeps repacked tensors.
+    _repacked: Option<Buffer>,
+}
+
+impl LoadedWeights {
+    /// Finds every weight of the graph; with `repack`, copies those that are multiplied into the tiled layout.
+    pub(super) fn load(
+        graph: &Graph,
+        source: Arc<dyn WeightSource>,
+        team: &Team,
+        repack: bool,
+    ) -> Result<Self, DeviceError> {
+        let mut tensors = vec![None; graph.values().len()];
+        for (index, value) in graph.values().iter().enumerate() {
+            let (Definition::Weight(name), Some(tensor)) = (&value.definition, value.ty.tensor()) else { continue };
+            let data = source.weight(name).ok_or_else(|| DeviceError::Weight {
+                name: name.clone(),
+                message: format!("the checkpoint has no such tensor; the model needs {tensor}"),
+            })?;
+            tensors[index] = Some(check(name, tensor, &data)?);
+        }
+        let repacked = if repack { Some(repack_all(graph, &*source, team, &mut tensors)?) } else { None };
+        Ok(Self { tensors, _source: source, _repacked: repacked })
+    }
+
+    /// A weight by its value.
+    pub(super) fn get(&self, value: ValueId) -> Option<RawWeights> {
+        self.tensors.get(value.index()).copied().flatten()
+    }
+}
+
+/// Checks a tensor of the checkpoint against the graph's type.
+fn check(name: &str, tensor: &TensorType, data: &WeightData<'_>) -> Result<RawWeights, DeviceError> {
+    let wrong = |message: String| DeviceError::Weight { name: name.to_owned(), message };
+    let found = || format!("{}{:?}", data.dtype, data.shape);
+    let shape: Vec<usize> = tensor
+        .shape
+        .iter()
+        .map(|dim| super::static_size(*dim))
+        .collect::<Option<_>>()
+        .ok_or_else(|| internal(format!("the shape of weight `{name}`, {tensor}, depends on the batch")))?;
+    if data.dtype != tensor.dtype || data.shape != shape {
+        return Err(wrong(format!("the checkpoint has {}, the model needs {tensor}", found())));
+    }
+    let element = ElementType::from_dtype(data.dtype)
+        .ok_or_else(|| wrong(format!("weights of {} have no kernel; use bf16, f16, f32 or f8e4m3", data.dtype)))?;
+    let (rows, columns) = match shape[..] {
+        [columns] => (1, columns),
+        [rows, columns] => (rows, columns),
+        _ => return Err(wrong(format!("{} has no kernel: weights are vectors or matrices", found()))),
+    };
+    Weights::new(data.bytes, element, WeightLayout::Rows, rows, columns)
+        .map(|weights| weights.raw())
+        .map_err(|error| wrong(format!("{}: {error}", found())))
+}
+
+/// Copies the matrices that are multiplied into one buffer, the largest first: then the pages of the source and of the
+/// copy that are resident together are fewest when the copy is nearly complete.
+fn repack_all(
+    graph: &Graph,
+    source: &dyn WeightSource,
+    team: &Team,
+    tensors: &mut [Option<RawWeights>],
+) -> Result<Buffer, DeviceError> {
+    let mut multiplied: Vec<ValueId> = graph
+        .ops()
+        .iter()
+        .filter(|op| matches!(op.kind, OpKind::Linear { .. }))
+        .filter_map(|op| op.inputs.get(1).copied())
+        .filter(|value| matches!(graph.value(*value).definition, Definition::Weight(_)))
+        .collect();
+    multiplied.sort_unstable();
+    multiplied.dedup();
+    let mut places = Vec::with_capacity(multiplied.len());
+    for value in multiplied {
+        let Some(raw) = tensors.get(value.index()).copied().flatten() else { continue };
+        let bytes = tiled_bytes(raw.element, raw.rows, raw.columns)
+            .map_err(|error| internal(format!("{}: {error}", graph.value(value).name)))?;
+        places.push((value, raw, bytes));
+    }
+    places.sort_by_key(|(value, _, bytes)| (std::cmp::Reverse(*bytes), *value));
+    let total = places
+        .iter()
+        .try_fold(0usize, |sum, (_, _, bytes)| sum.checked_add(bytes.checked_next_multiple_of(ALIGNMENT)?))
+        .ok_or_else(|| internal("the repacked weights do not fit the address space".to_owned()))?;
+    let mut buffer = Buffer::new(total).map_err(super::environment)?;
+    let mut offset = 0;
+    for (value, raw, bytes) in places {
+        let Definition::Weight(name) = &graph.value(value).definition else { continue };
+        let wrong = |message: String| DeviceError::Weight { name: name.clone(), message };
+        let data = source.weight(name).ok_or_else(|| wrong("the tensor disappeared while it was loaded".into()))?;
+        let tensor = Weights::new(data.bytes, raw.element, WeightLayout::Rows, raw.rows, raw.columns)
+            .map_err(|error| wrong(error.to_string()))?;
+        let target = buffer.bytes_mut().get_mut(offset..offset + bytes).unwrap_or_default();
+        repack(team, &tensor, target).map_err(|error| wrong(error.to_string()))?;
+        let tiled = Weights::new(target, raw.element, WeightLayout::Tiled, raw.rows, raw.columns)
+            .map_err(|error| wrong(error.to_string()))?;
+        tensors[value.index()] = Some(tiled.raw());
+        source.release(name);
+        offset += bytes.next_multiple_of(ALIGNMENT);
+    }
+    Ok(buffer)
+}

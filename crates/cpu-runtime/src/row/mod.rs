@@ -1,0 +1,306 @@
+//! Row programs: chains of row operations, run row by row in cache.
+//!
+//! A program is a list of instructions over *registers*, which hold a row of single-precision numbers each. Loads
+//! widen, operations round their result to its storage type where the op ends, and stores narrow what is rounded already.
+//! So a value is the same whether it stays in a register or goes through memory between two programs, and any chain of
+//! row operations is one program without a kernel of its own.
+
+pub(crate) mod math;
+mod ops;
+
+use crate::attention::CacheView;
+use crate::element::ElementType;
+use crate::isa::{Isa, Task};
+use crate::linear::RawWeights;
+use crate::simd::{BLOCK_BYTES, LANES, Simd};
+use crate::team::Worker;
+use math::{narrow, widen, with_rounding};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A row of `width` single-precision numbers in scratch, padded to whole chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Register {
+    offset: usize,
+    pub(crate) width: usize,
+}
+
+/// A dense row-major matrix in memory, known by address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Matrix {
+    pub(crate) begin: *mut u8,
+    pub(crate) element: ElementType,
+    pub(crate) width: usize,
+}
+
+/// Indices by row, and what they must be below.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Indices {
+    pub(crate) begin: *const i32,
+    pub(crate) limit: usize,
+}
+
+/// One step of a program, applied to every row.
+#[derive(Clone, Debug)]
+pub(crate) enum Instruction {
+    /// Reads the row of a matrix.
+    Load { to: Register, from: Matrix },
+    /// Reads the row that an index names. An index that is out of range reads zeros.
+    Gather { to: Register, from: RawWeights, indices: Indices },
+    /// Writes the row of a matrix.
+    Store { from: Register, to: Matrix },
+    /// Another element type.
+    Cast { to: Register, from: Register, element: ElementType },
+    /// Root mean square norm.
+    RmsNorm { to: Register, from: Register, weight: Register, epsilon: f32, element: ElementType },
+    /// Division by a scale and rounding to E4M3.
+    Quantize { to: Register, from: Register, scale: f32 },
+    /// Cosines and sines of the row's position.
+    RopeAngles { to: Register, positions: *const i32, frequencies: Arc<[f32]>, scaling: f32 },
+    /// Rotation of every head.
+    Rope { to: Register, from: Register, angles: Register, heads: usize, element: ElementType },
+    /// Writes key and value to the row's slot; a slot that is out of range, such as −1, writes nothing.
+    KvWrite { keys: Register, values: Register, cache: CacheView, slots: *const i32 },
+    /// `x / (1 + exp(−x))`.
+    Silu { to: Register, from: Register, element: ElementType },
+    /// Sum.
+    Add { to: Register, a: Register, b: Register, element: ElementType },
+    /// Product.
+    Mul { to: Register, a: Register, b: Register, element: ElementType },
+}
+
+impl Instruction {
+    /// Whether the registers and memory that the instruction names have the widths that it needs.
+    pub(crate) fn fits(&self) -> bool {
+        match self {
+            Self::Load { to: register, from: matrix } | Self::Store { from: register, to: matrix } => {
+                register.width == matrix.width
+            }
+            Self::Gather { to, from, .. } => to.width == from.columns,
+            Self::Cast { to, from, .. } | Self::Quantize { to, from, .. } | Self::Silu { to, from, .. } => {
+                to.width == from.width
+            }
+            Self::RmsNorm { to, from, weight, .. } => to.width == from.width && weight.width == from.width,
+            Self::RopeAngles { to, frequencies, .. } => to.width == 2 * frequencies.len(),
+            Self::Rope { to, from, angles, heads, .. } => {
+                let even = angles.width > 0 && angles.width.is_multiple_of(2);
+                even && to.width == from.width && angles.width.checked_mul(*heads) == Some(from.width)
+            }
+            Self::KvWrite { keys, values, cache, .. } => {
+                keys.width == values.width && cache.kv_heads.checked_mul(cache.head_dim) == Some(keys.width)
+            }
+            Self::Add { to, a, b, .. } | Self::Mul { to, a, b, .. } => to.width == a.width && to.width == b.width,
+        }
+    }
+}
+
+/// A chain of row operations with all addresses known.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RowProgram {
+    /// Vectors that all rows share, read once by each member.
+    constants: Vec<(Register, Matrix)>,
+    instructions: Vec<Instruction>,
+    /// Numbers of scratch.
+    scratch: usize,
+}
+
+// SAFETY: a program is addresses and numbers; its use across threads is governed by the contract of `run`.
+unsafe impl Sync for RowProgram {}
+// SAFETY: as above.
+unsafe impl Send for RowProgram {}
+
+impl RowProgram {
+    /// A new register for rows of `width` numbers, or `None` if scratch would overflow.
+    pub(crate) fn register(&mut self, width: usize) -> Option<Register> {
+        let offset = self.scratch;
+        self.scratch = width.checked_next_multiple_of(LANES)?.checked_add(offset)?;
+        self.scratch_bytes().checked_mul(2)?;
+        Some(Register { offset, width })
+    }
+
+    /// A register that holds a vector for all rows.
+    pub(crate) fn constant(&mut self, vector: Matrix) -> Option<Register> {
+        let register = self.register(vector.width)?;
+        self.constants.push((register, vector));
+        Some(register)
+    }
+
+    /// Appends an instruction.
+    pub(crate) fn push(&mut self, instruction: Instruction) {
+        self.instructions.push(instruction);
+    }
+
+    /// Bytes of scratch that each member needs.
+    pub(crate) fn scratch_bytes(&self) -> usize {
+        self.scratch.saturating_mul(4)
+    }
+
+    /// Does this member's share of `rows` rows. All members must call it; what it writes is complete after the next
+    /// barrier.
+    ///
+    /// # Safety
+    /// All addresses must be valid for `rows` rows, rows written must overlap nothing else that the program reads or
+    /// writes, and nobody may touch them until the barrier. `scratch` must have `scratch_bytes` bytes and be aligned to
+    /// a number. Registers must be of this program.
+    pub(crate) unsafe fn run(&self, isa: Isa, worker: &Worker<'_>, rows: usize, scratch: &mut [u8]) {
+        let share = worker.partition(rows);
+        if !share.is_empty() {
+            debug_assert!(scratch.len() >= self.scratch_bytes());
+            isa.dispatch(RunRows { program: self, rows: share, scratch: scratch.as_mut_ptr().cast() });
+        }
+    }
+}
+
+struct RunRows<'a> {
+    program: &'a RowProgram,
+    rows: Range<usize>,
+    scratch: *mut f32,
+}
+
+impl Task for RunRows<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let scratch = Registers(self.scratch);
+        // SAFETY: the contract of `RowProgram::run`; the features are present inside `dispatch`.
+        unsafe {
+            // What follows a row in its last chunk must not be what another program left there.
+            std::ptr::write_bytes(self.scratch, 0, self.program.scratch);
+            for (register, vector) in &self.program.constants {
+                widen::<S>(vector.element, vector.begin, scratch.row(*register));
+            }
+            for row in self.rows {
+                for instruction in &self.program.instructions {
+                    step::<S>(instruction, row, &scratch);
+                }
+            }
+        }
+    }
+}
+
+/// The registers of a running program.
+struct Registers(*mut f32);
+
+impl Registers {
+    /// The numbers of a row.
+    ///
+    /// # Safety
+    /// The register must be of the program whose scratch this is, and not be borrowed already.
+    #[inline(always)]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "registers are disjoint, and each is borrowed once, by this function's contract"
+    )]
+    unsafe fn row(&self, register: Register) -> &mut [f32] {
+        // SAFETY: the program's scratch has room for all its registers.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(register.offset), register.width) }
+    }
+
+    /// The whole chunks of a row.
+    ///
+    /// # Safety
+    /// As [`Registers::row`].
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "as above")]
+    unsafe fn chunks(&self, register: Register) -> &mut [f32] {
+        let width = register.width.next_multiple_of(LANES);
+        // SAFETY: registers are padded to whole chunks.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(register.offset), width) }
+    }
+}
+
+/// Runs one instruction on one row.
+///
+/// # Safety
+/// The contract of [`RowProgram::run`].
+#[inline(always)]
+unsafe fn step<S: Simd>(instruction: &Instruction, row: usize, registers: &Registers) {
+    // SAFETY: the addresses are valid for the row. An instruction's result is a register of its own, so the mutable
+    // borrow is the only one; operands that are the same register are only read.
+    unsafe {
+        match instruction {
+            Instruction::Load { to, from } => {
+                let begin = from.begin.add(row * from.width * from.element.bytes());
+                widen::<S>(from.element, begin, registers.row(*to));
+            }
+            Instruction::Gather { to, from, indices } => gather::<S>(registers.row(*to), from, indices, row),
+            Instruction::Store { from, to } => {
+                let begin = to.begin.add(row * to.width * to.element.bytes());
+                narrow::<S>(to.element, registers.row(*from), begin);
+            }
+            Instruction::Cast { to, from, element } => {
+                with_rounding!(*element, R => ops::cast::<S, R>(registers.chunks(*to), registers.chunks(*from)));
+            }
+            Instruction::RmsNorm { to, from, weight, epsilon, element } => {
+                let (x, w) = (registers.chunks(*from), registers.chunks(*weight));
+                with_rounding!(*element, R => {
+                    ops::rms_norm::<S, R>(registers.chunks(*to), x, w, from.width, *epsilon);
+                });
+            }
+            Instruction::Quantize { to, from, scale } => {
+                ops::quantize::<S, math::ToE4m3>(registers.chunks(*to), registers.chunks(*from), *scale);
+            }
+            Instruction::RopeAngles { to, positions, frequencies, scaling } => {
+                ops::rope_angles(registers.row(*to), positions.add(row).read(), frequencies, *scaling);
+            }
+            Instruction::Rope { to, from, angles, heads, element } => {
+                let (x, a) = (registers.chunks(*from), registers.row(*angles));
+                with_rounding!(*element, R => {
+                    ops::rope::<S, R>(registers.chunks(*to), x, a, *heads, angles.width / 2);
+                });
+            }
+            Instruction::KvWrite { keys, values, cache, slots } => {
+                let slot = slots.add(row).read();
+                cache.write::<S>(slot, registers.row(*keys), registers.row(*values));
+            }
+            Instruction::Silu { to, from, element } => {
+                with_rounding!(*element, R => ops::silu_row::<S, R>(registers.chunks(*to), registers.chunks(*from)));
+            }
+            Instruction::Add { to, a, b, element } => {
+                let (to, a, b) = (registers.chunks(*to), shared(registers, *a), shared(registers, *b));
+                with_rounding!(*element, R => ops::add::<S, R>(to, a, b));
+            }
+            Instruction::Mul { to, a, b, element } => {
+                let (to, a, b) = (registers.chunks(*to), shared(registers, *a), shared(registers, *b));
+                with_rounding!(*element, R => ops::mul::<S, R>(to, a, b));
+            }
+        }
+    }
+}
+
+/// The whole chunks of an operand, which another operand may be too.
+///
+/// # Safety
+/// As [`Registers::row`], with shared borrows allowed.
+#[inline(always)]
+unsafe fn shared(registers: &Registers, register: Register) -> &[f32] {
+    let width = register.width.next_multiple_of(LANES);
+    // SAFETY: registers are padded to whole chunks.
+    unsafe { std::slice::from_raw_parts(registers.0.add(register.offset), width) }
+}
+
+/// Reads the row of a table that an index names.
+///
+/// # Safety
+/// The table and the index of `row` must be readable.
+#[inline(always)]
+unsafe fn gather<S: Simd>(to: &mut [f32], from: &RawWeights, indices: &Indices, row: usize) {
+    // SAFETY: the caller's contract; the index is checked before it is followed.
+    unsafe {
+        let index = indices.begin.add(row).read();
+        let Some(index) = usize::try_from(index).ok().filter(|&index| index < indices.limit) else {
+            to.fill(0.0);
+            return;
+        };
+        let begin = from.begin.add(from.row_offset(index));
+        let (_, block_stride) = from.strides();
+        if block_stride == BLOCK_BYTES {
+            widen::<S>(from.element, begin, to);
+        } else {
+            let per_block = BLOCK_BYTES / from.element.bytes();
+            for (block, to) in to.chunks_mut(per_block).enumerate() {
+                widen::<S>(from.element, begin.add(block * block_stride), to);
+            }
+        }
+    }
+}

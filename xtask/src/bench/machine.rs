@@ -1,0 +1,91 @@
+//! The machine that was measured on, and its read bandwidth: the ceiling of decoding.
+
+use std::fmt;
+use std::fs;
+
+use allotrope_cpu_runtime::{BandwidthProbe, Isa, Team, available_threads};
+use serde::Serialize;
+
+use super::statistics::Summary;
+use crate::error::TaskError;
+
+/// Bytes that the bandwidth is measured on, well above any cache.
+const PROBE_BYTES: usize = 1 << 30;
+/// Rounds of which the median counts.
+const PROBE_ROUNDS: usize = 15;
+
+/// A machine.
+#[derive(Debug, Serialize)]
+pub(super) struct Machine {
+    processor: String,
+    threads: usize,
+    instruction_set: String,
+    memory_bytes: Option<u64>,
+    system: String,
+    /// Bytes per second of reading memory in huge pages with all threads.
+    pub(super) read_bandwidth: Summary,
+}
+
+impl Machine {
+    /// Asks the system, and measures the bandwidth.
+    ///
+    /// # Errors
+    /// If the memory or the threads for the measurement can't be had.
+    pub(super) fn describe() -> Result<Self, TaskError> {
+        let message = |error: &dyn fmt::Display| TaskError::Message(format!("measuring the read bandwidth: {error}"));
+        let threads = available_threads();
+        let team = Team::new(threads).map_err(|error| message(&error))?;
+        let mut probe = BandwidthProbe::new(&team, PROBE_BYTES).map_err(|error| message(&error))?;
+        let rounds: Vec<f64> = (0..PROBE_ROUNDS).map(|_| probe.measure(&team)).collect();
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        Ok(Machine {
+            processor: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            threads,
+            instruction_set: Isa::detect().to_string(),
+            memory_bytes: field(&read("/proc/meminfo"), "MemTotal").and_then(|text| kibibytes(&text)),
+            system: format!("{} {}", std::env::consts::OS, read("/proc/sys/kernel/osrelease").trim()),
+            read_bandwidth: Summary::of(&rounds).ok_or_else(|| message(&"no round was measured"))?,
+        })
+    }
+
+    /// A machine that nobody has.
+    #[cfg(test)]
+    pub(super) fn for_tests(read_bandwidth: Summary) -> Self {
+        let (processor, instruction_set, system) = ("a processor".into(), "a set".into(), "a system".into());
+        Machine { processor, threads: 1, instruction_set, memory_bytes: None, system, read_bandwidth }
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "machine: {}, {} threads, {}", self.processor, self.threads, self.instruction_set)?;
+        if let Some(bytes) = self.memory_bytes {
+            write!(f, ", {:.0} GiB", bytes as f64 / f64::from(1 << 30))?;
+        }
+        let Summary { median, maximum, .. } = self.read_bandwidth;
+        write!(f, ", {}; memory read {:.1} GB/s (best {:.1})", self.system, median / 1e9, maximum / 1e9)
+    }
+}
+
+/// The text after `NAME :` on its line.
+fn field(text: &str, name: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Bytes of `N kB`.
+fn kibibytes(text: &str) -> Option<u64> {
+    text.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_the_system_are_read() {
+        assert_eq!(field("a : 1\nmodel name\t: Some CPU\n", "model name").as_deref(), Some("Some CPU"));
+        assert_eq!(kibibytes("24 kB"), Some(24 * 1024));
+        assert_eq!(kibibytes("24"), None);
+    }
+}

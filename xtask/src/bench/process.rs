@@ -1,0 +1,107 @@
+//! Running a program to its end while watching its memory and its reads from storage.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use crate::error::TaskError;
+use crate::workspace;
+
+/// How often the kernel's counters of a process are read. They only grow, so the last reading misses at most what
+/// happened in this time.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// What a program left behind.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+    /// Most memory that was resident at a time, mapped files included.
+    pub(super) peak_memory_bytes: Option<u64>,
+    /// Bytes that were read from storage and not from the page cache.
+    pub(super) read_bytes: Option<u64>,
+}
+
+/// Runs a program in the repository's top folder and returns what it wrote and used.
+///
+/// # Errors
+/// If it can't be started or fails; the message ends with what it wrote to standard error.
+pub(super) fn capture(program: &Path, arguments: &[&str]) -> Result<Output, TaskError> {
+    let command = format!("{} {}", program.display(), arguments.join(" "));
+    let start = |source| TaskError::Start { command: command.clone(), source };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .current_dir(workspace::root())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(start)?;
+    let stdout = child.stdout.take().map(|pipe| thread::spawn(move || std::io::read_to_string(pipe)));
+    let stderr = child.stderr.take().map(|pipe| thread::spawn(move || std::io::read_to_string(pipe)));
+    let mut output = Output::default();
+    let status = loop {
+        output.observe(child.id());
+        if let Some(status) = child.try_wait().map_err(start)? {
+            break status;
+        }
+        thread::sleep(POLL_INTERVAL);
+    };
+    output.stdout = joined(stdout);
+    output.stderr = joined(stderr);
+    if status.success() {
+        return Ok(output);
+    }
+    Err(TaskError::Message(format!("`{command}` failed ({status}):\n{}", output.stderr.trim_end())))
+}
+
+/// What a reading thread read; nothing if the pipe broke, which the program's exit status tells about.
+fn joined(thread: Option<thread::JoinHandle<std::io::Result<String>>>) -> String {
+    thread.and_then(|thread| thread.join().ok()).and_then(Result::ok).unwrap_or_default()
+}
+
+impl Output {
+    /// Reads the counters of a running process, where the system has them.
+    fn observe(&mut self, id: u32) {
+        if let Ok(status) = fs::read_to_string(format!("/proc/{id}/status"))
+            && let Some(kibibytes) = field(&status, "VmHWM:")
+        {
+            self.peak_memory_bytes = Some(kibibytes * 1024);
+        }
+        if let Ok(io) = fs::read_to_string(format!("/proc/{id}/io"))
+            && let Some(bytes) = field(&io, "read_bytes:")
+        {
+            self.read_bytes = Some(bytes);
+        }
+    }
+}
+
+/// The first number after a name at the beginning of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn output_and_failure_are_told_apart() {
+        let output = capture(Path::new("sh"), &["-c", "echo out; echo err >&2; sleep 0.05"]).unwrap();
+        assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("out\n", "err\n"));
+        let error = capture(Path::new("sh"), &["-c", "echo why >&2; exit 3"]).unwrap_err().to_string();
+        assert!(error.contains("why") && error.contains('3'), "{error}");
+        assert!(capture(Path::new("no-such-program"), &[]).is_err());
+    }
+
+    #[test]
+    fn fields_are_found_by_name() {
+        let status = "VmPeak:\t  10 kB\nVmHWM:\t  1234 kB\n";
+        assert_eq!(field(status, "VmHWM:"), Some(1234));
+        assert_eq!(field(status, "VmSwap:"), None);
+    }
+}

@@ -1,0 +1,61 @@
+//! Where the repository is, which files it has, and how programs are run in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::TaskError;
+
+/// Folders that hold no source: build outputs, version control, virtual environments.
+const SKIPPED_FOLDERS: [&str; 5] = ["target", ".git", ".venv", "__pycache__", "node_modules"];
+
+/// The top folder of the repository.
+pub(crate) fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_path_buf()
+}
+
+/// Every file below `folder` but those in [`SKIPPED_FOLDERS`], sorted; symbolic links are not followed.
+///
+/// # Errors
+/// If a folder can't be listed.
+pub(crate) fn files_below(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
+    let mut files = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).map_err(TaskError::file(&folder))? {
+            let entry = entry.map_err(TaskError::file(&folder))?;
+            let kind = entry.file_type().map_err(TaskError::file(&folder))?;
+            let skipped = SKIPPED_FOLDERS.iter().any(|name| entry.file_name() == *name);
+            if kind.is_dir() && !skipped {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                files.push(entry.path());
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Reads a text file.
+///
+/// # Errors
+/// If it can't be read or is not UTF-8.
+pub(crate) fn read(path: &Path) -> Result<String, TaskError> {
+    fs::read_to_string(path).map_err(TaskError::file(path))
+}
+
+/// Runs a program in the repository's top folder, its output going where ours goes.
+///
+/// # Errors
+/// If it can't be started or ends with a failure.
+pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<(), TaskError> {
+    let command = [&[program], arguments].concat().join(" ");
+    let status = Command::new(program).args(arguments).current_dir(root()).status();
+    match status {
+        Err(source) => Err(TaskError::Start { command, source }),
+        Ok(status) if !status.success() => Err(TaskError::Status { command, status }),
+        Ok(_) => Ok(()),
+    }
+}
