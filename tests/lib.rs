@@ -1,1 +1,136 @@
-//! Shared pieces of the tests that cross crates.
+//! What the tests that cross crates share: the fixtures, their references, batches, and comparisons.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "helpers of tests fail by panicking")]
+
+mod batch;
+
+use std::fs;
+use std::path::PathBuf;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+pub use batch::{BatchRunner, one_sequence};
+
+/// A checkpoint of `fixtures/` (or a trained one of `models/`) whose numbers are known.
+#[must_use]
+pub fn checkpoint(name: &str) -> PathBuf {
+    let folder = if name.starts_with("tiny-chat") { "models" } else { "fixtures" };
+    here().join(folder).join(name)
+}
+
+/// The folder of this package.
+#[must_use]
+pub fn here() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What transformers computes from a checkpoint in float32.
+#[derive(Debug)]
+pub struct Reference {
+    /// The checkpoint's name.
+    pub name: String,
+    /// Size of the vocabulary.
+    pub vocabulary: usize,
+    /// Largest error that storing in the checkpoint's type makes in a logit, as transformers itself shows it.
+    pub numeric_error: f64,
+    /// Root mean square of that error.
+    pub numeric_error_rms: f64,
+    /// Prompts with their logits.
+    pub prompts: Vec<ReferencePrompt>,
+}
+
+/// One prompt of a reference.
+#[derive(Debug)]
+pub struct ReferencePrompt {
+    /// Token ids, `[T]`.
+    pub prompt: Vec<u32>,
+    /// Logits of the last positions of the prompt, `[≤ T, V]` row-major: of all, or of the last alone.
+    pub logits: Vec<f32>,
+    /// Greedy continuation, `[N]`.
+    pub tokens: Vec<u32>,
+    /// The logits that each was picked from, `[N, V]`.
+    pub step_logits: Vec<f32>,
+}
+
+impl Reference {
+    /// Reads `fixtures/reference/NAME.{safetensors,json}`.
+    #[must_use]
+    pub fn load(name: &str) -> Self {
+        let path = here().join("fixtures/reference").join(name);
+        let bytes = fs::read(path.with_extension("safetensors")).expect("the reference tensors");
+        let tensors = SafeTensors::deserialize(&bytes).expect("the reference tensors");
+        let described: Value =
+            serde_json::from_slice(&fs::read(path.with_extension("json")).expect("the reference's description")).unwrap();
+        let rows = described["prompts"].as_array().unwrap();
+        let largest = |key: &str| rows.iter().map(|row| row[key].as_f64().unwrap()).fold(0.0, f64::max);
+        let floats = |name: String| -> Vec<f32> {
+            let data = tensors.tensor(&name).unwrap();
+            data.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        };
+        let ids = |name: String| -> Vec<u32> {
+            let data = tensors.tensor(&name).unwrap();
+            let ids = data.data().as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes));
+            ids.map(|id| u32::try_from(id).unwrap()).collect()
+        };
+        let prompts = (0..rows.len()).map(|index| ReferencePrompt {
+            prompt: ids(format!("prompt.{index}")),
+            logits: floats(format!("logits.{index}")),
+            tokens: ids(format!("tokens.{index}")),
+            step_logits: floats(format!("step_logits.{index}")),
+        });
+        Reference {
+            name: name.to_owned(),
+            vocabulary: tensors.tensor("step_logits.0").unwrap().shape()[1],
+            numeric_error: largest("numeric_error"),
+            numeric_error_rms: largest("numeric_error_rms"),
+            prompts: prompts.collect(),
+        }
+    }
+
+    /// Whether greedy continuations must be equal token by token: not where random weights are quantized, since a
+    /// rounding that falls the other way moves a logit by more than the runner-up is away.
+    #[must_use]
+    pub fn is_decisive(&self) -> bool {
+        self.name != "gqa-fp8"
+    }
+}
+
+impl ReferencePrompt {
+    /// The prompt and its continuation but for the last token: what a whole pass runs to get `expected`.
+    #[must_use]
+    pub fn forced(&self) -> Vec<u32> {
+        let continuation = &self.tokens[..self.tokens.len() - 1];
+        [&self.prompt, continuation].concat()
+    }
+
+    /// Logits of a whole pass over [`ReferencePrompt::forced`], of its last positions, `[.., V]`.
+    #[must_use]
+    pub fn expected(&self, vocabulary: usize) -> Vec<f32> {
+        let before_last = &self.logits[..self.logits.len() - vocabulary];
+        [before_last, &self.step_logits].concat()
+    }
+}
+
+/// Asserts that every element is within `tolerance` of what is expected, and that the root of the mean square of the
+/// differences is within `rms`. NaN is never within anything.
+pub fn assert_close(context: &str, actual: &[f32], expected: &[f32], tolerance: f64, rms: f64) {
+    assert_eq!(actual.len(), expected.len(), "{context}: lengths differ");
+    let mut squares = 0.0;
+    for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        let error = (f64::from(*actual) - f64::from(*expected)).abs();
+        assert!(error <= tolerance, "{context}, element {index}: {actual} instead of {expected}, tolerance {tolerance:.2e}");
+        squares += error * error;
+    }
+    let found = (squares / expected.len().max(1) as f64).sqrt();
+    assert!(found <= rms, "{context}: the root mean square of the error is {found:.2e}, allowed {rms:.2e}");
+}
+
+/// Asserts that two tensors have the same bits.
+pub fn assert_same_bits(context: &str, actual: &[f32], expected: &[f32]) {
+    assert_eq!(actual.len(), expected.len(), "{context}: lengths differ");
+    let difference = actual.iter().zip(expected).position(|(actual, expected)| actual.to_bits() != expected.to_bits());
+    if let Some(index) = difference {
+        let (actual, expected) = (actual[index], expected[index]);
+        panic!("{context}: element {index} is {actual:e} ({:08x}) instead of {expected:e} ({:08x})", actual.to_bits(), expected.to_bits());
+    }
+}

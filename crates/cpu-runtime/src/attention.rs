@@ -6,7 +6,8 @@
 
 use crate::element::ElementType;
 use crate::isa::{Isa, Task};
-use crate::linear::tile::{Columns, accumulate, accumulate_tail};
+use crate::linear::TILE_COLUMNS;
+use crate::linear::tile::{self, Columns, Sums, Tile};
 use crate::linear::unit::unpack_row;
 use crate::row::math::{self, narrow, widen, with_rounding};
 use crate::simd::{BLOCK_BYTES, Dot, LANES, Simd};
@@ -17,8 +18,6 @@ use std::ops::Range;
 const GROUP_ROWS: usize = 48;
 /// Units per member that make sharing out fair.
 const UNITS_PER_MEMBER: usize = 4;
-/// Keys that a register tile takes at once.
-const TILE_KEYS: usize = 4;
 
 /// A layer's paged cache, known by address.
 #[derive(Clone, Copy, Debug)]
@@ -185,7 +184,7 @@ impl Task for ScratchBytes<'_> {
             ElementType::Bf16 => Layout::new::<S::Bf16>(self.0, rows),
             ElementType::F16 => Layout::new::<S::F16>(self.0, rows),
             ElementType::F32 => Layout::new::<S::F32>(self.0, rows),
-            ElementType::F8E4M3 => Layout::new::<S::Fp8>(self.0, rows),
+            ElementType::F8E4M3 => None,
         };
         layout.map(|layout| layout.parts[4])
     }
@@ -210,7 +209,8 @@ impl Task for RunUnit<'_> {
                 ElementType::Bf16 => self.all_tokens::<S, S::Bf16>(),
                 ElementType::F16 => self.all_tokens::<S, S::F16>(),
                 ElementType::F32 => self.all_tokens::<S, S::F32>(),
-                ElementType::F8E4M3 => self.all_tokens::<S, S::Fp8>(),
+                // Refused when the phase was prepared: it has no scratch size.
+                ElementType::F8E4M3 => {}
             }
         }
     }
@@ -420,76 +420,40 @@ impl Group<'_> {
     /// As [`Group::block`].
     #[inline(always)]
     unsafe fn scores<S: Simd, D: Dot>(&self, rows: usize, keys: *const u8, seen: usize) {
+        let (layout, row_bytes) = (self.layout, self.attention.cache.row_bytes());
         let tiles = rows.div_ceil(S::TILE_ROWS);
         for tile in 0..tiles {
             let share = crate::team::partition(rows, tile, tiles);
             let mut key = 0;
             while key < seen {
-                let whole = key + TILE_KEYS <= self.attention.cache.block_size;
-                // SAFETY: the caller's contract.
+                let whole = key + TILE_COLUMNS <= self.attention.cache.block_size;
+                let columns = if whole { TILE_COLUMNS } else { 1 };
+                // SAFETY: the block has the keys; the scratch has the rows' queries and scores.
                 unsafe {
-                    match (share.len(), whole) {
-                        (1, true) => self.score_tile::<S, D, 1, TILE_KEYS>(share.start, keys, key),
-                        (2, true) => self.score_tile::<S, D, 2, TILE_KEYS>(share.start, keys, key),
-                        (3, true) if S::TILE_ROWS >= 3 => {
-                            self.score_tile::<S, D, 3, TILE_KEYS>(share.start, keys, key);
-                        }
-                        (4, true) if S::TILE_ROWS >= 4 => {
-                            self.score_tile::<S, D, 4, TILE_KEYS>(share.start, keys, key);
-                        }
-                        (5, true) if S::TILE_ROWS >= 5 => {
-                            self.score_tile::<S, D, 5, TILE_KEYS>(share.start, keys, key);
-                        }
-                        (6, true) if S::TILE_ROWS >= 6 => {
-                            self.score_tile::<S, D, 6, TILE_KEYS>(share.start, keys, key);
-                        }
-                        _ => {
-                            for row in share.clone() {
-                                self.score_tile::<S, D, 1, 1>(row, keys, key);
-                            }
-                        }
-                    }
+                    let begin = keys.add(key * row_bytes);
+                    let scores = self.scratch.add(layout.parts[1]).cast::<f32>();
+                    let tile = Tile {
+                        x: self.scratch.add(share.start * layout.query_bytes),
+                        x_stride: layout.query_bytes,
+                        w: Columns {
+                            begin,
+                            row_stride: row_bytes,
+                            block_stride: BLOCK_BYTES,
+                            next: begin.wrapping_add(columns * row_bytes),
+                        },
+                        blocks: row_bytes / BLOCK_BYTES,
+                        tail: row_bytes % BLOCK_BYTES,
+                        sums: Sums {
+                            saved: std::ptr::null_mut(),
+                            begins: true,
+                            ends: true,
+                            totals: scores.add(share.start * layout.scores + key),
+                            totals_stride: layout.scores,
+                        },
+                    };
+                    tile::multiply::<S, D>(share.len(), whole, &tile);
                 }
-                key += if whole { TILE_KEYS } else { 1 };
-            }
-        }
-    }
-
-    /// Scores of `M` rows and `N` keys.
-    ///
-    /// # Safety
-    /// As [`Group::block`]; the block must have `N` keys from `key` on.
-    #[inline(always)]
-    unsafe fn score_tile<S: Simd, D: Dot, const M: usize, const N: usize>(
-        &self,
-        first: usize,
-        keys: *const u8,
-        key: usize,
-    ) {
-        let (layout, row_bytes) = (self.layout, self.attention.cache.row_bytes());
-        let (blocks, tail) = (row_bytes / BLOCK_BYTES, row_bytes % BLOCK_BYTES);
-        // SAFETY: the caller's contract; the scratch has the rows' queries and scores.
-        unsafe {
-            let x = self.scratch.add(first * layout.query_bytes);
-            let begin = keys.add(key * row_bytes);
-            let w = Columns {
-                begin,
-                row_stride: row_bytes,
-                block_stride: BLOCK_BYTES,
-                next: begin.wrapping_add(N * row_bytes),
-            };
-            let mut sums = [[D::zero(); N]; M];
-            accumulate::<S, D, M, N>(x, layout.query_bytes, w, blocks, &mut sums);
-            let end = Columns { begin: begin.add(blocks * BLOCK_BYTES), ..w };
-            let x_end = x.add(blocks * D::PARTS * D::OPERAND_BYTES);
-            accumulate_tail::<S, D, M, N>(x_end, layout.query_bytes, end, tail, &mut sums);
-            let scores = self.scratch.add(layout.parts[1]).cast::<f32>();
-            for (m, sums) in sums.iter().enumerate() {
-                let mut four = [D::zero(); 4];
-                four[..N].copy_from_slice(sums);
-                let totals = D::reduce(four);
-                let to = scores.add((first + m) * layout.scores + key);
-                std::ptr::copy_nonoverlapping(totals.as_ptr(), to, N);
+                key += columns;
             }
         }
     }

@@ -79,7 +79,7 @@ impl Isa {
                 };
             }
         }
-        task.run::<Portable>()
+        run_portable(task)
     }
 }
 
@@ -98,20 +98,28 @@ pub(crate) trait Task {
     fn run<S: Simd>(self) -> Self::Output;
 }
 
+#[inline(never)]
+pub(crate) fn run_portable<T: Task>(task: T) -> T::Output {
+    task.run::<Portable>()
+}
+
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn run_avx2<T: Task>(task: T) -> T::Output {
+pub(crate) fn run_avx2<T: Task>(task: T) -> T::Output {
     task.run::<Avx2>()
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
-fn run_avx512<T: Task>(task: T) -> T::Output {
+pub(crate) fn run_avx512<T: Task>(task: T) -> T::Output {
     task.run::<Avx512>()
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
-fn run_avx512_bf16<T: Task>(task: T) -> T::Output {
+pub(crate) fn run_avx512_bf16<T: Task>(task: T) -> T::Output {
     task.run::<Avx512Bf16>()
 }

@@ -163,8 +163,8 @@ fn attention_agrees_with_the_reference_over_several_steps() {
                 for (number, (step, expected)) in steps.iter().zip(&expected).enumerate() {
                     let found = runner.step(step);
                     let unit = match dtype {
-                        DType::Bf16 => 2f64.powi(-8),
-                        DType::F16 => 2f64.powi(-11),
+                        DType::Bf16 => 2f64.powi(-7),
+                        DType::F16 => 2f64.powi(-10),
                         _ => 2f64.powi(-21),
                     };
                     for (index, (f, e)) in found.iter().zip(expected).enumerate() {

@@ -81,6 +81,7 @@ impl BlockPool {
     }
 
     /// How many blocks are free.
+    #[cfg(test)]
     pub(crate) fn available(&self) -> usize {
         self.free.len()
     }

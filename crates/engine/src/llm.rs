@@ -1,8 +1,8 @@
 //! The library's front: a model that is loaded once and answers prompts.
 
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use allotrope_config::{OptimizationLevel, Options, Settings, Source};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use allotrope_config::{ActivationQuantization, CompilationMode, ModelFacts, Options, Settings, resolve};
-use allotrope_cpu_runtime::{CpuDevice, CpuOptions};
+use allotrope_cpu_runtime::{CpuDevice, Isa};
 use allotrope_graph::partition::partition;
 use allotrope_graph::passes::{PassReport, optimize};
 use allotrope_graph::{Definition, Graph, OpKind, Sizes};
@@ -39,9 +39,7 @@ impl Plan {
         let settings = ledger.phase("resolve settings", || {
             resolve(options, &model_facts(&checkpoint, &graph), &allotrope_cpu_runtime::facts())
         })?;
-        let device = ledger.phase("open device", || {
-            CpuDevice::new(CpuOptions { threads: Some(*settings.cpu.threads), ..CpuOptions::default() })
-        })?;
+        let device = ledger.phase("open device", || CpuDevice::new(*settings.cpu.threads, Isa::detect()))?;
         let launches_as_built = graph.groups().len();
         let compile = *settings.compilation.mode == CompilationMode::Compile;
         let passes = ledger.phase("run passes", || {

@@ -2,7 +2,9 @@
 //!
 //! Templates are Jinja programs from the checkpoint. They run in minijinja as the Hugging Face library runs them in
 //! jinja2 (trimmed blocks, loop controls, Python's string methods, `raise_exception`, `strftime_now`, its `tojson`), with
-//! bounds on steps, recursion and output, because a checkpoint is hostile input.
+//! bounds on steps (which count the bytes of strings that are joined or repeated), recursion and output, because a
+//! checkpoint is hostile input. The engine has no bound on the memory of lists that a template makes, or of what
+//! `replace` and `join` give: a template made for that purpose can still use up memory.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -93,7 +95,9 @@ impl ChatTemplate {
         match configured_template(&fields)? {
             Some(source) => Self::parse(config_path.clone(), source, special_tokens),
             None => {
-                let expected = format!("{CHAT_TEMPLATE_FILE}, or `chat_template` in {TOKENIZER_CONFIG_FILE}; a base model has neither: complete text with it instead");
+                let expected = format!(
+                    "{CHAT_TEMPLATE_FILE}, or `chat_template` in {TOKENIZER_CONFIG_FILE}; a base model has neither: complete text with it instead"
+                );
                 Err(ModelError::file(folder, "the checkpoint has no chat template", expected))
             }
         }
@@ -131,9 +135,17 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// As for [`ChatTemplate::render`].
-    pub fn render_at(&self, messages: &[Message], add_generation_prompt: bool, now: SystemTime) -> Result<String, ModelError> {
-        let mut context: Vec<(&str, Value)> = self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))).collect();
-        let message = |message: &Message| Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())]);
+    pub fn render_at(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+        now: SystemTime,
+    ) -> Result<String, ModelError> {
+        let mut context: Vec<(&str, Value)> =
+            self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))).collect();
+        let message = |message: &Message| {
+            Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
+        };
         context.push(("messages", messages.iter().map(message).collect()));
         context.push(("add_generation_prompt", Value::from(add_generation_prompt)));
         context.push(("tools", Value::from(())));
@@ -142,7 +154,8 @@ impl ChatTemplate {
         let context = Value::from_pairs(context);
 
         let given: usize = messages.iter().map(|message| message.content.len() + message.role.len()).sum();
-        let mut output = BoundedOutput { bytes: Vec::new(), bound: given.saturating_mul(4).saturating_add(MAX_ADDED_TEXT) };
+        let mut output =
+            BoundedOutput { bytes: Vec::new(), bound: given.saturating_mul(4).saturating_add(MAX_ADDED_TEXT) };
         let template = self.environment.get_template(NAME).map_err(|error| template_error(&self.path, &error))?;
         let rendered = template.render_captured_to(context, &mut output);
         rendered.map_err(|error| template_error(&self.path, &error))?;
@@ -178,7 +191,8 @@ fn configured_template<'a>(fields: &Fields<'a>) -> Result<Option<&'a str>, Model
     };
     match source {
         Some(source) if source.len() as u64 <= MAX_TEMPLATE => Ok(Some(source)),
-        _ => Err(fields.error(FIELD, format!("a template of at most {MAX_TEMPLATE} bytes, or a list with one named \"default\""))),
+        _ => Err(fields
+            .error(FIELD, format!("a template of at most {MAX_TEMPLATE} bytes, or a list with one named \"default\""))),
     }
 }
 
@@ -200,7 +214,8 @@ fn raise_exception(message: &str) -> Result<Value, Error> {
 }
 
 fn format_time(format: &str, now: SystemTime) -> Result<String, Error> {
-    let failed = |error: jiff::Error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {error}"));
+    let failed =
+        |error: jiff::Error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {error}"));
     let time = jiff::Timestamp::try_from(now).map_err(failed)?.to_zoned_datetime(jiff::tz::TimeZone::UTC);
     jiff::fmt::strtime::format(format, &time).map_err(failed)
 }

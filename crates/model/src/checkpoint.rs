@@ -39,7 +39,11 @@ impl Checkpoint {
         let generation = GenerationConfig::open(path, config.vocab_size)?;
         let weights = Weights::open(path)?;
         let dtype = config.dtype.or_else(|| stored_dtype(&weights)).ok_or_else(|| {
-            ModelError::file(path, "config.json has no `dtype` and no weight is stored as one", "a `dtype` in config.json")
+            ModelError::file(
+                path,
+                "config.json has no `dtype` and no weight is stored as one",
+                "a `dtype` in config.json",
+            )
         })?;
         Ok(Checkpoint { folder: path.to_owned(), config, generation, weights, dtype })
     }
@@ -72,7 +76,11 @@ impl Checkpoint {
 
     /// The tokens that end generation: those of `generation_config.json`, or else of `config.json`. May be empty.
     pub fn eos_token_ids(&self) -> &[u32] {
-        if self.generation.eos_token_ids.is_empty() { &self.config.eos_token_ids } else { &self.generation.eos_token_ids }
+        if self.generation.eos_token_ids.is_empty() {
+            &self.config.eos_token_ids
+        } else {
+            &self.generation.eos_token_ids
+        }
     }
 
     /// How the linear layer of this full name (`model.layers.0.self_attn.q_proj`) computes, from the quantization

@@ -146,7 +146,11 @@ impl ModelError {
 /// Names and values come from the file and may be megabytes long or hold control characters; messages may not.
 pub(crate) fn shorten(text: &str) -> String {
     const LONGEST: usize = 200;
-    let mut short: String = text.chars().take(LONGEST).flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect();
+    let mut short: String = text
+        .chars()
+        .take(LONGEST)
+        .flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] })
+        .collect();
     if text.chars().nth(LONGEST).is_some() {
         short.push('…');
     }

@@ -106,7 +106,12 @@ impl<'a> Fields<'a> {
     }
 
     /// A number for which `right` holds; `expected` says in words what that is.
-    pub(crate) fn number(&self, field: &str, expected: &str, right: impl Fn(f64) -> bool) -> Result<Option<f64>, ModelError> {
+    pub(crate) fn number(
+        &self,
+        field: &str,
+        expected: &str,
+        right: impl Fn(f64) -> bool,
+    ) -> Result<Option<f64>, ModelError> {
         let Some(value) = self.get(field) else { return Ok(None) };
         value.as_f64().filter(|number| right(*number)).map(Some).ok_or_else(|| self.error(field, expected))
     }

@@ -88,7 +88,8 @@ impl QuantizationConfig {
             _ => return Err(fields.error("config_groups", "one group of layers; several are not supported")),
         };
         read_group(&group)?;
-        let ignored = fields.texts("ignore")?.into_iter().map(|source| pattern(&fields, source)).collect::<Result<_, _>>()?;
+        let ignored =
+            fields.texts("ignore")?.into_iter().map(|source| pattern(&fields, source)).collect::<Result<_, _>>()?;
         Ok(Some(QuantizationConfig { ignored }))
     }
 }
@@ -136,7 +137,11 @@ fn pattern(fields: &Fields<'_>, source: &str) -> Result<LayerPattern, ModelError
                 let reason = error.to_string();
                 let reason = reason.lines().last().unwrap_or_default();
                 let found = crate::error::shorten(&format!("a list with {source:?}"));
-                fields.error_found("ignore", found, format!("regular expressions without look-around or back-references ({reason})"))
+                fields.error_found(
+                    "ignore",
+                    found,
+                    format!("regular expressions without look-around or back-references ({reason})"),
+                )
             })?;
             Some(regex)
         }
@@ -145,7 +150,11 @@ fn pattern(fields: &Fields<'_>, source: &str) -> Result<LayerPattern, ModelError
 }
 
 fn require_text(fields: &Fields<'_>, field: &str, only: &str) -> Result<(), ModelError> {
-    if fields.text(field)? == Some(only) { Ok(()) } else { Err(fields.error(field, format!("\"{only}\", the supported value"))) }
+    if fields.text(field)? == Some(only) {
+        Ok(())
+    } else {
+        Err(fields.error(field, format!("\"{only}\", the supported value")))
+    }
 }
 
 fn require_absent(fields: &Fields<'_>, field: &str, expected: &str) -> Result<(), ModelError> {

@@ -75,7 +75,12 @@ impl Rope {
         let (inverse_frequencies, attention_scaling) = match self.kind {
             RopeKind::Default => (plain.collect(), 1.0),
             RopeKind::Linear { factor } => (plain.map(|frequency| frequency / factor as f32).collect(), 1.0),
-            RopeKind::Llama3 { factor, low_frequency_factor, high_frequency_factor, original_max_position_embeddings } => {
+            RopeKind::Llama3 {
+                factor,
+                low_frequency_factor,
+                high_frequency_factor,
+                original_max_position_embeddings,
+            } => {
                 let context = original_max_position_embeddings as f64;
                 let bands = Llama3Bands { factor, low: low_frequency_factor, high: high_frequency_factor, context };
                 (plain.map(|frequency| bands.scale(frequency)).collect(), 1.0)
@@ -86,7 +91,8 @@ impl Rope {
     }
 
     fn yarn_frequencies(&self, periods: &[f32]) -> Vec<f32> {
-        let RopeKind::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } = self.kind else {
+        let RopeKind::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, truncate, .. } = self.kind
+        else {
             return Vec::new();
         };
         let head_dim = 2 * periods.len();

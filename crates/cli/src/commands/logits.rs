@@ -1,6 +1,7 @@
 //! `allotrope logits`: logits of prompts and greedy continuations in a safetensors file.
 
 use std::borrow::Cow;
+use std::fs::{File, Permissions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,10 +16,11 @@ use crate::{arguments, model, prompts, report};
 pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environment) -> Result<(), CliError> {
     let path = |name| matches.get_one::<PathBuf>(name).cloned().unwrap_or_default();
     let (source, target) = (path(arguments::TOKENS), path(arguments::OUT));
+    let target = std::path::absolute(&target).map_err(|error| CliError::file("write", &target, &error))?;
     let new_tokens = matches.get_one::<usize>(arguments::NEW_TOKENS).copied().unwrap_or_default();
     let lists = prompts::token_lists(&source)?;
-    // The file is made first: a folder that can't be written to is found before the work, and not after it.
-    let file = temporary_beside(&target)?;
+    // A folder that can't be written to is found before the work, and not after it.
+    let permissions = permissions_of_new_file(&target)?;
     let mut llm = model::load(matches, started, environment)?;
     let mut tensors = Vec::with_capacity(lists.len().saturating_mul(4));
     for (index, prompt) in lists.into_iter().enumerate() {
@@ -31,30 +33,36 @@ pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
         tensors.push((format!("tokens.{index}"), Tensor::ids(logits.tokens)));
         tensors.push((format!("step_logits.{index}"), Tensor::logits([steps, vocabulary], logits.steps)));
     }
-    safetensors::serialize_to_file(tensors, None, file.path())
-        .map_err(|error| CliError::Failure(format!("cannot write {}: {error}", target.display())))?;
-    let failed = |error: &io::Error| CliError::file("write", &target, error);
-    file.as_file().sync_all().map_err(|error| failed(&error))?;
-    file.persist(&target).map_err(|error| failed(&error.error))?;
+    write(tensors, &target, permissions)?;
     if !matches.get_flag(arguments::QUIET) {
         report::write(&llm, false);
     }
     Ok(())
 }
 
-/// A temporary file in the folder of `target`, which becomes `target` when it is complete and vanishes if it never is.
-fn temporary_beside(target: &Path) -> Result<tempfile::NamedTempFile, CliError> {
+/// The permissions that a new file gets beside `target`, found by making one, which is removed at once.
+fn permissions_of_new_file(target: &Path) -> Result<Permissions, CliError> {
     let failed = |error: &io::Error| CliError::file("write", target, error);
     if target.is_dir() {
         return Err(failed(&io::Error::from(io::ErrorKind::IsADirectory)));
     }
-    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".allotrope-").suffix(".partial");
-    // Temporary files are private by default, but this one is a result like any other.
+    // Temporary files are private by default, but this one is to be like any other.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.tempfile_in(folder).map_err(|error| failed(&error))
+    let folder = target.parent().unwrap_or(target);
+    let file = builder.tempfile_in(folder).map_err(|error| failed(&error))?;
+    Ok(file.as_file().metadata().map_err(|error| failed(&error))?.permissions())
+}
+
+/// Writes the file. It appears whole or not at all: the library writes a temporary one and renames it, but makes it
+/// private and leaves it to the system when its data reaches the disk.
+fn write(tensors: Vec<(String, Tensor)>, target: &Path, permissions: Permissions) -> Result<(), CliError> {
+    safetensors::serialize_to_file(tensors, None, target)
+        .map_err(|error| CliError::Failure(format!("cannot write {}: {error}", target.display())))?;
+    std::fs::set_permissions(target, permissions)
+        .and_then(|()| File::open(target)?.sync_all())
+        .map_err(|error| CliError::file("write", target, &error))
 }
 
 /// A tensor to be written; its bytes are made when it is its turn.

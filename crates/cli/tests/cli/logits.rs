@@ -5,7 +5,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 
-use crate::support::{Run, run, with_model};
+use crate::support::{Run, command, run, with_model};
 
 fn logits(prompts: &Path, out: &Path, more: &[&str]) -> Run {
     let files = ["--tokens", prompts.to_str().unwrap(), "--out", out.to_str().unwrap()];
@@ -56,6 +56,18 @@ fn the_file_has_every_tensor_in_shape_and_the_continuation_is_greedy() {
         assert_eq!(numbers(tokens.data(), i64::from_le_bytes), picked);
     }
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
+    let permissions = |path: &Path| std::fs::metadata(path).unwrap().permissions();
+    assert_eq!(permissions(&out), permissions(&prompts), "it is as accessible as any other new file");
+}
+
+#[test]
+fn a_relative_path_is_in_the_working_directory() {
+    let folder = TempDir::new().unwrap();
+    std::fs::write(folder.path().join("prompts.json"), "[[0, 1]]").unwrap();
+    let arguments = ["-O0", "--tokens", "prompts.json", "--out", "out.safetensors", "--quiet"];
+    let status = command(&folder, &with_model("logits", &arguments)).status().unwrap();
+    assert!(status.success());
+    assert!(SafeTensors::deserialize(&std::fs::read(folder.path().join("out.safetensors")).unwrap()).is_ok());
 }
 
 #[test]

@@ -213,6 +213,9 @@ impl RowLowering<'_> {
                 let begin = lowering.step_input(lowering.operand(op, 1)?)?;
                 Instruction::Gather { to, from, indices: Indices { begin, limit: rows } }
             }
+            OpKind::Cast { .. } if element == ElementType::F8E4M3 => {
+                Instruction::Quantize { to, from: self.operand(op, 0)?, scale: 1.0 }
+            }
             OpKind::Cast { .. } => Instruction::Cast { to, from: self.operand(op, 0)?, element },
             OpKind::RmsNorm { epsilon } => Instruction::RmsNorm {
                 to,

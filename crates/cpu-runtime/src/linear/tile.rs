@@ -1,56 +1,14 @@
-//! The register tile: a few rows of x times a few rows of w, summed over a run of blocks.
+//! The register tile: a few rows of x times a few rows of w.
 
+use super::TILE_COLUMNS;
+use crate::isa::Task;
 use crate::simd::{BLOCK_BYTES, Dot, Simd};
 use std::marker::PhantomData;
 
 /// Bytes ahead of use at which weights are asked for, over all rows of a tile together.
 const PREFETCH_BYTES: usize = 4096;
 
-/// Rows whose operands are already unpacked in memory, as a [`Dot`] whose stored block is one operand.
-#[derive(Clone, Copy)]
-pub(crate) struct Unpacked<D>(PhantomData<D>);
-
-impl<D: Dot> Dot for Unpacked<D> {
-    type Operand = D::Operand;
-    type Block = [D::Operand; 1];
-    type Sum = D::Sum;
-    const PARTS: usize = 1;
-    const OPERAND_BYTES: usize = D::OPERAND_BYTES;
-    const PLAIN: bool = true;
-
-    #[inline(always)]
-    unsafe fn unpack(stored: *const u8) -> Self::Block {
-        // SAFETY: the caller's contract is that of `load`.
-        unsafe { [D::load(stored)] }
-    }
-    #[inline(always)]
-    unsafe fn load(unpacked: *const u8) -> Self::Operand {
-        // SAFETY: the same contract.
-        unsafe { D::load(unpacked) }
-    }
-    #[inline(always)]
-    unsafe fn store(unpacked: *mut u8, operand: Self::Operand) {
-        // SAFETY: the same contract.
-        unsafe { D::store(unpacked, operand) };
-    }
-    #[inline(always)]
-    unsafe fn zero() -> Self::Sum {
-        // SAFETY: the same contract.
-        unsafe { D::zero() }
-    }
-    #[inline(always)]
-    unsafe fn multiply_add(sum: Self::Sum, x: Self::Operand, w: Self::Operand) -> Self::Sum {
-        // SAFETY: the same contract.
-        unsafe { D::multiply_add(sum, x, w) }
-    }
-    #[inline(always)]
-    unsafe fn reduce(sums: [Self::Sum; 4]) -> [f32; 4] {
-        // SAFETY: the same contract.
-        unsafe { D::reduce(sums) }
-    }
-}
-
-/// Rows of w as the tile reads them.
+/// Rows of w as a tile reads them.
 #[derive(Clone, Copy)]
 pub(crate) struct Columns {
     /// The first block of the first row.
@@ -63,6 +21,110 @@ pub(crate) struct Columns {
     pub(crate) next: *const u8,
 }
 
+/// Where the sums of a tile begin and end.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums {
+    /// Sums to go on from and to leave behind, `rows × columns` vectors, if the tile is not the whole of K.
+    pub(crate) saved: *mut u8,
+    /// Whether the tile begins K; otherwise it goes on from the saved sums.
+    pub(crate) begins: bool,
+    /// Whether the tile ends K; otherwise it saves its sums.
+    pub(crate) ends: bool,
+    /// Where the totals go when K ends, and numbers from a row to the next.
+    pub(crate) totals: *mut f32,
+    pub(crate) totals_stride: usize,
+}
+
+/// A product of a few rows over a run of blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct Tile {
+    /// Unpacked rows of x, the run's first block.
+    pub(crate) x: *const u8,
+    pub(crate) x_stride: usize,
+    pub(crate) w: Columns,
+    /// Whole blocks.
+    pub(crate) blocks: usize,
+    /// Bytes of a partial block after them.
+    pub(crate) tail: usize,
+    pub(crate) sums: Sums,
+}
+
+/// Multiplies `rows` rows of x, at most [`Simd::TILE_ROWS`], with [`TILE_COLUMNS`] rows of w, or with one if not `whole`.
+///
+/// # Safety
+/// x, w and the sums must be valid for what the tile says (w not for its `next`); the machine must have the features of `S`.
+#[inline(always)]
+pub(crate) unsafe fn multiply<S: Simd, D: Dot>(rows: usize, whole: bool, tile: &Tile) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if !whole {
+            for row in 0..rows {
+                let mut one = *tile;
+                one.x = tile.x.add(row * tile.x_stride);
+                one.sums.saved = tile.sums.saved.wrapping_add(row * size_of::<D::Sum>());
+                one.sums.totals = tile.sums.totals.wrapping_add(row * tile.sums.totals_stride);
+                S::call(Run::<D, 1, 1>(one, PhantomData));
+            }
+            return;
+        }
+        let tile = *tile;
+        match rows {
+            1 => S::call(Run::<D, 1, TILE_COLUMNS>(tile, PhantomData)),
+            2 => S::call(Run::<D, 2, TILE_COLUMNS>(tile, PhantomData)),
+            3 if S::TILE_ROWS >= 3 => S::call(Run::<D, 3, TILE_COLUMNS>(tile, PhantomData)),
+            4 if S::TILE_ROWS >= 4 => S::call(Run::<D, 4, TILE_COLUMNS>(tile, PhantomData)),
+            5 if S::TILE_ROWS >= 5 => S::call(Run::<D, 5, TILE_COLUMNS>(tile, PhantomData)),
+            6 if S::TILE_ROWS >= 6 => S::call(Run::<D, 6, TILE_COLUMNS>(tile, PhantomData)),
+            _ => {}
+        }
+    }
+}
+
+/// A tile of `M` rows of x and `N` of w: one compiled function each.
+struct Run<D, const M: usize, const N: usize>(Tile, PhantomData<D>);
+
+impl<D: Dot, const M: usize, const N: usize> Task for Run<D, M, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Tile { x, x_stride, w, blocks, tail, sums } = self.0;
+        // SAFETY: the contract of `multiply`.
+        unsafe {
+            let saved = sums.saved.cast::<[[D::Sum; N]; M]>();
+            let mut local = if sums.begins { [[D::zero(); N]; M] } else { saved.read() };
+            let mut padded = [[0u8; BLOCK_BYTES]; N];
+            let mut run = (x, w, blocks);
+            if sums.ends && tail > 0 {
+                for (n, block) in padded.iter_mut().enumerate() {
+                    let from = w.begin.add(n * w.row_stride + blocks * w.block_stride);
+                    std::ptr::copy_nonoverlapping(from, block.as_mut_ptr(), tail.min(BLOCK_BYTES));
+                }
+            }
+            loop {
+                accumulate::<S, D, M, N>(run.0, x_stride, run.1, run.2, &mut local);
+                if !sums.ends || tail == 0 || run.1.begin == padded.as_ptr().cast() {
+                    break;
+                }
+                // Once more over the partial blocks, padded with zeros.
+                let begin = padded.as_ptr().cast();
+                let rest = Columns { begin, row_stride: BLOCK_BYTES, block_stride: BLOCK_BYTES, next: w.next };
+                run = (x.add(blocks * D::PARTS * D::OPERAND_BYTES), rest, 1);
+            }
+            if !sums.ends {
+                saved.write(local);
+                return;
+            }
+            for (m, sums_of_row) in local.iter().enumerate() {
+                let mut four = [D::zero(); TILE_COLUMNS];
+                four[..N].copy_from_slice(sums_of_row);
+                let totals = D::reduce(four);
+                std::ptr::copy_nonoverlapping(totals.as_ptr(), sums.totals.add(m * sums.totals_stride), N);
+            }
+        }
+    }
+}
+
 /// Adds to `sums[m][n]` the products of row m of x and row n of w over `blocks` whole blocks.
 ///
 /// # Safety
@@ -73,7 +135,7 @@ pub(crate) struct Columns {
     clippy::needless_range_loop,
     reason = "counted loops over constants unroll reliably, which keeps the sums in registers"
 )]
-pub(crate) unsafe fn accumulate<S: Simd, D: Dot, const M: usize, const N: usize>(
+unsafe fn accumulate<S: Simd, D: Dot, const M: usize, const N: usize>(
     x: *const u8,
     x_stride: usize,
     w: Columns,
@@ -110,33 +172,4 @@ pub(crate) unsafe fn accumulate<S: Simd, D: Dot, const M: usize, const N: usize>
         }
     }
     *sums = local;
-}
-
-/// Adds the products over the last, partial block of `bytes` bytes (fewer than a block; none if 0).
-///
-/// # Safety
-/// As [`accumulate`], with one block of x (padded with zeros) and `bytes` bytes of each row of w.
-#[inline(always)]
-pub(crate) unsafe fn accumulate_tail<S: Simd, D: Dot, const M: usize, const N: usize>(
-    x: *const u8,
-    x_stride: usize,
-    w: Columns,
-    bytes: usize,
-    sums: &mut [[D::Sum; N]; M],
-) {
-    if bytes == 0 {
-        return;
-    }
-    let mut padded = [[0u8; BLOCK_BYTES]; N];
-    for (n, block) in padded.iter_mut().enumerate() {
-        // SAFETY: `bytes` bytes of each row are readable, and a block has room for them.
-        unsafe {
-            let from = w.begin.add(n * w.row_stride);
-            std::ptr::copy_nonoverlapping(from, block.as_mut_ptr(), bytes.min(BLOCK_BYTES));
-        }
-    }
-    let columns =
-        Columns { begin: padded.as_ptr().cast(), row_stride: BLOCK_BYTES, block_stride: BLOCK_BYTES, next: w.next };
-    // SAFETY: one block of each row is readable on both sides.
-    unsafe { accumulate::<S, D, M, N>(x, x_stride, columns, 1, sums) };
 }

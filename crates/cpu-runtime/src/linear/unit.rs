@@ -1,6 +1,6 @@
 //! A product cut into units of work: some rows of x times some rows of w that stay in the second-level cache.
 
-use super::tile::{Columns, Unpacked, accumulate, accumulate_tail};
+use super::tile::{self, Columns, Sums, Tile};
 use super::{Job, RawWeights, TILE_COLUMNS};
 use crate::element::{ElementType, canonical, to_bf16, to_f16};
 use crate::simd::{BLOCK_BYTES, Dot, Simd};
@@ -13,6 +13,8 @@ const CACHED_BYTES: usize = 512 << 10;
 /// Bytes of an x tile that are used over all weights of a unit before the next run of blocks: half of a first-level
 /// cache.
 const TILE_BYTES: usize = 24 << 10;
+/// The most rows of a tile on any path.
+const MOST_ROWS: usize = 6;
 /// Units per member that make sharing out fair.
 const UNITS_PER_MEMBER: usize = 4;
 
@@ -52,6 +54,7 @@ impl Plan {
         };
         let fair = columns.div_ceil(threads.saturating_mul(UNITS_PER_MEMBER));
         let columns_per_unit = (budget / row_bytes.max(1)).min(fair).next_multiple_of(TILE_COLUMNS).max(TILE_COLUMNS);
+        const { assert!(S::TILE_ROWS <= MOST_ROWS) };
         let column_units = columns.div_ceil(columns_per_unit).max(1);
         // Too few columns for all members: cut the rows as well.
         let row_units = (threads * UNITS_PER_MEMBER).div_ceil(column_units).min(rows / (2 * S::TILE_ROWS)).max(1);
@@ -156,7 +159,7 @@ pub(super) unsafe fn run<S: Simd, D: Dot>(
     // SAFETY: forwarded.
     unsafe {
         if plan.unpack_weights {
-            let operands = weights.blocks() * D::PARTS;
+            let unpacked_bytes = weights.blocks() * D::PARTS * D::OPERAND_BYTES;
             for (index, column) in stored.columns.clone().enumerate() {
                 let from = weights.begin.add(weights.row_offset(column));
                 let to = w_scratch.add(index * plan.unpacked_row);
@@ -166,17 +169,17 @@ pub(super) unsafe fn run<S: Simd, D: Dot>(
                 w: Columns {
                     begin: w_scratch,
                     row_stride: plan.unpacked_row,
-                    block_stride: D::OPERAND_BYTES,
+                    block_stride: BLOCK_BYTES,
                     next: w_scratch,
                 },
                 tile_stride: TILE_COLUMNS * plan.unpacked_row,
-                blocks: operands,
+                blocks: unpacked_bytes / BLOCK_BYTES,
                 tail: 0,
                 padded: true,
-                run: run_of_blocks::<S>(D::OPERAND_BYTES, &rows),
+                run: run_of_blocks::<S>(BLOCK_BYTES, &rows),
                 ..stored
             };
-            row_tiles::<S, D, Unpacked<D>>(&unpacked, plan, rows, x_scratch, prepared);
+            row_tiles::<S, D, D::Unpacked>(&unpacked, plan, rows, x_scratch, prepared);
         } else {
             row_tiles::<S, D, D>(&stored, plan, rows, x_scratch, prepared);
         }
@@ -252,106 +255,60 @@ unsafe fn row_tiles<S: Simd, D: Dot, W: Dot<Operand = D::Operand>>(
                 x = x_scratch;
                 x_stride = plan.unpacked_row;
             }
-            match count {
-                1 => row_tile::<S, W, 1>(unit, x, x_stride, first),
-                2 => row_tile::<S, W, 2>(unit, x, x_stride, first),
-                3 if S::TILE_ROWS >= 3 => row_tile::<S, W, 3>(unit, x, x_stride, first),
-                4 if S::TILE_ROWS >= 4 => row_tile::<S, W, 4>(unit, x, x_stride, first),
-                5 if S::TILE_ROWS >= 5 => row_tile::<S, W, 5>(unit, x, x_stride, first),
-                _ if S::TILE_ROWS >= 6 => row_tile::<S, W, 6>(unit, x, x_stride, first),
-                _ => unreachable!("a tile has at most TILE_ROWS rows"),
-            }
+            row_tile::<S, W>(unit, x, x_stride, first..first + count);
         }
     }
 }
 
-/// `M` rows of x times all columns of the unit.
+/// Some rows of x, at most a tile's, times all columns of the unit.
 ///
 /// # Safety
-/// The contract of [`run`]; x must be `M` unpacked rows, `x_stride` bytes apart.
+/// The contract of [`run`]; x must be `rows.len()` unpacked rows, `x_stride` bytes apart.
 #[inline(always)]
-unsafe fn row_tile<S: Simd, D: Dot, const M: usize>(unit: &Unit<'_>, x: *const u8, x_stride: usize, first_row: usize) {
+unsafe fn row_tile<S: Simd, D: Dot>(unit: &Unit<'_>, x: *const u8, x_stride: usize, rows: Range<usize>) {
     let columns = unit.columns.len();
     let mut block = 0;
     loop {
-        let run = unit.run.min(unit.blocks - block);
-        let run = BlockRun { first: block, count: run, ends: block + run == unit.blocks };
+        let count = unit.run.min(unit.blocks - block);
+        let ends = block + count == unit.blocks;
         let mut column = 0;
-        // SAFETY: the tiles cover the unit's columns.
-        unsafe {
-            while column + TILE_COLUMNS <= columns {
-                column_tile::<S, D, M, TILE_COLUMNS>(unit, x, x_stride, first_row, column, &run);
-                column += TILE_COLUMNS;
-            }
-            if column < columns {
-                if unit.padded {
-                    column_tile::<S, D, M, TILE_COLUMNS>(unit, x, x_stride, first_row, column, &run);
-                } else {
-                    for column in column..columns {
-                        column_tile::<S, D, M, 1>(unit, x, x_stride, first_row, column, &run);
+        while column < columns {
+            let whole = unit.padded || column + TILE_COLUMNS <= columns;
+            let tile = column / TILE_COLUMNS * unit.tile_stride + column % TILE_COLUMNS * unit.w.row_stride;
+            let mut totals = [[0.0f32; TILE_COLUMNS]; MOST_ROWS];
+            // SAFETY: the tile is part of the unit; its saved sums are part of the scratch, `rows` for each column.
+            unsafe {
+                let begin = unit.w.begin.add(tile);
+                let end = begin.wrapping_add((block + count) * unit.w.block_stride);
+                let next = if ends { begin.wrapping_add(unit.tile_stride) } else { end };
+                let tile = Tile {
+                    x: x.add(block * D::PARTS * D::OPERAND_BYTES),
+                    x_stride,
+                    w: Columns { begin: begin.add(block * unit.w.block_stride), next, ..unit.w },
+                    blocks: count,
+                    tail: unit.tail,
+                    sums: Sums {
+                        saved: unit.sums.wrapping_add(column * rows.len() * size_of::<D::Sum>()),
+                        begins: block == 0,
+                        ends,
+                        totals: totals.as_mut_ptr().cast(),
+                        totals_stride: TILE_COLUMNS,
+                    },
+                };
+                tile::multiply::<S, D>(rows.len(), whole, &tile);
+                if ends {
+                    let valid = if whole { TILE_COLUMNS.min(columns - column) } else { 1 };
+                    for (row, totals) in rows.clone().zip(&totals) {
+                        store(unit.job, row, unit.columns.start + column, &totals[..valid]);
                     }
                 }
             }
+            column += if whole { TILE_COLUMNS } else { 1 };
         }
-        if run.ends {
+        if ends {
             return;
         }
-        block += run.count;
-    }
-}
-
-/// Consecutive whole blocks of K.
-struct BlockRun {
-    first: usize,
-    count: usize,
-    /// Whether they are the row's last.
-    ends: bool,
-}
-
-/// `M` rows of x times `N` columns, over a run of blocks.
-///
-/// # Safety
-/// The contract of [`row_tile`]; `column`, relative to the unit, must have N rows of w in memory after it.
-#[inline(always)]
-unsafe fn column_tile<S: Simd, D: Dot, const M: usize, const N: usize>(
-    unit: &Unit<'_>,
-    x: *const u8,
-    x_stride: usize,
-    first_row: usize,
-    column: usize,
-    run: &BlockRun,
-) {
-    let x_block = D::PARTS * D::OPERAND_BYTES;
-    // SAFETY: the caller's contract.
-    unsafe {
-        let tile =
-            unit.w.begin.add(column / TILE_COLUMNS * unit.tile_stride).add(column % TILE_COLUMNS * unit.w.row_stride);
-        let w = Columns {
-            begin: tile.add(run.first * unit.w.block_stride),
-            next: if run.ends {
-                tile.wrapping_add(unit.tile_stride)
-            } else {
-                tile.wrapping_add((run.first + run.count) * unit.w.block_stride)
-            },
-            ..unit.w
-        };
-        let saved = unit.sums.cast::<D::Sum>().wrapping_add(column * M).cast::<[[D::Sum; N]; M]>();
-        let mut sums = if run.first == 0 { [[D::zero(); N]; M] } else { saved.read() };
-        accumulate::<S, D, M, N>(x.add(run.first * x_block), x_stride, w, run.count, &mut sums);
-        if !run.ends {
-            saved.write(sums);
-            return;
-        }
-        let end = Columns { begin: tile.add(unit.blocks * unit.w.block_stride), ..w };
-        accumulate_tail::<S, D, M, N>(x.add(unit.blocks * x_block), x_stride, end, unit.tail, &mut sums);
-        let column = unit.columns.start + column;
-        let valid = N.min(unit.columns.end - column);
-        for (m, sums) in sums.iter().enumerate() {
-            let mut four = [D::zero(); 4];
-            four[..N].copy_from_slice(sums);
-            let totals = D::reduce(four);
-            store(unit.job, first_row + m, column, &totals[..valid]);
-        }
+        block += count;
     }
 }
 

@@ -83,12 +83,9 @@ macro_rules! with_rounding {
                 type $rounding = $crate::row::math::ToF16;
                 $body
             }
-            $crate::element::ElementType::F32 => {
+            // E4M3 is the result of `Quantize` alone, which `Instruction::fits` sees to.
+            $crate::element::ElementType::F32 | $crate::element::ElementType::F8E4M3 => {
                 type $rounding = $crate::row::math::ToF32;
-                $body
-            }
-            $crate::element::ElementType::F8E4M3 => {
-                type $rounding = $crate::row::math::ToE4m3;
                 $body
             }
         }

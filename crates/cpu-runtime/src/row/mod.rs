@@ -70,8 +70,17 @@ pub(crate) enum Instruction {
 }
 
 impl Instruction {
-    /// Whether the registers and memory that the instruction names have the widths that it needs.
+    /// Whether the registers and memory that the instruction names have the widths that it needs, and its result a type
+    /// that it rounds to.
     pub(crate) fn fits(&self) -> bool {
+        let element = match self {
+            Self::Cast { element, .. } | Self::RmsNorm { element, .. } | Self::Rope { element, .. } => *element,
+            Self::Silu { element, .. } | Self::Add { element, .. } | Self::Mul { element, .. } => *element,
+            _ => ElementType::F32,
+        };
+        if element == ElementType::F8E4M3 {
+            return false;
+        }
         match self {
             Self::Load { to: register, from: matrix } | Self::Store { from: register, to: matrix } => {
                 register.width == matrix.width

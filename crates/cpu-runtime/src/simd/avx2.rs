@@ -1,6 +1,7 @@
 //! The path for x86-64 with AVX2, FMA and F16C: eight single-precision lanes, fused multiply-add.
 
 use super::{BLOCK_BYTES, Dot, Simd};
+use crate::isa::Task;
 use std::arch::x86_64::*;
 
 /// The AVX2 path.
@@ -47,6 +48,7 @@ macro_rules! avx2_dot {
         impl Dot for $name {
             type Operand = __m256;
             type Block = [__m256; $parts];
+            type Unpacked = Avx2F32;
             type Sum = __m256;
             const PARTS: usize = $parts;
             const OPERAND_BYTES: usize = 32;
@@ -149,6 +151,12 @@ impl Simd for Avx2 {
     type F16 = Avx2F16;
     type F32 = Avx2F32;
     type Fp8 = Avx2Fp8;
+
+    #[inline(always)]
+    unsafe fn call<T: Task>(task: T) -> T::Output {
+        // SAFETY: the caller has the features.
+        unsafe { crate::isa::run_avx2(task) }
+    }
 
     type Lanes = [__m256; 2];
 

@@ -1,6 +1,7 @@
 //! The path for x86-64 with AVX-512 F, BW, DQ and VL: sixteen single-precision lanes, fused multiply-add.
 
 use super::{Dot, Simd};
+use crate::isa::Task;
 use std::arch::x86_64::*;
 
 /// The AVX-512 path.
@@ -56,6 +57,7 @@ macro_rules! avx512_dot {
         impl Dot for $name {
             type Operand = __m512;
             type Block = [__m512; $parts];
+            type Unpacked = Avx512F32;
             type Sum = __m512;
             const PARTS: usize = $parts;
             const OPERAND_BYTES: usize = 64;
@@ -191,6 +193,12 @@ impl Simd for Avx512 {
     type F16 = Avx512F16;
     type F32 = Avx512F32;
     type Fp8 = Avx512Fp8;
+
+    #[inline(always)]
+    unsafe fn call<T: Task>(task: T) -> T::Output {
+        // SAFETY: the caller has the features.
+        unsafe { crate::isa::run_avx512(task) }
+    }
 
     avx512_lanes!();
 }

@@ -3,6 +3,7 @@
 
 use super::avx512::{Avx512F16, Avx512F32, avx512_lanes, reduce};
 use super::{Dot, E4M3_VALUES, Simd};
+use crate::isa::Task;
 use std::arch::x86_64::*;
 
 /// The AVX-512 BF16 path.
@@ -37,6 +38,7 @@ macro_rules! bf16_dot {
         impl Dot for $name {
             type Operand = __m512i;
             type Block = [__m512i; $parts];
+            type Unpacked = Bf16Pairs;
             type Sum = __m512;
             const PARTS: usize = $parts;
             const OPERAND_BYTES: usize = 64;
@@ -113,6 +115,12 @@ impl Simd for Avx512Bf16 {
     type F16 = Avx512F16;
     type F32 = Avx512F32;
     type Fp8 = Fp8Tables;
+
+    #[inline(always)]
+    unsafe fn call<T: Task>(task: T) -> T::Output {
+        // SAFETY: the caller has the features.
+        unsafe { crate::isa::run_avx512_bf16(task) }
+    }
 
     avx512_lanes!();
 }

@@ -23,6 +23,8 @@ pub(crate) use avx512::Avx512;
 pub(crate) use avx512_bf16::Avx512Bf16;
 pub(crate) use portable::Portable;
 
+use crate::isa::Task;
+
 /// Bytes of one stored block along K: one cache line, whatever the element type.
 pub(crate) const BLOCK_BYTES: usize = 64;
 
@@ -38,6 +40,8 @@ pub(crate) trait Dot: Copy + 'static {
     type Operand: Copy;
     /// The parts of one stored block.
     type Block: Copy + std::ops::Index<usize, Output = Self::Operand>;
+    /// How unpacked operands in memory are multiplied, as stored blocks of their own; the same operands and sums.
+    type Unpacked: Dot<Operand = Self::Operand, Sum = Self::Sum>;
     /// A vector of partial sums.
     type Sum: Copy;
     /// Parts of a stored block.
@@ -76,6 +80,9 @@ pub(crate) trait Simd: Copy + 'static {
     type F32: Dot;
     /// Products of FP8 E4M3 rows.
     type Fp8: Dot;
+
+    /// Runs `task` as a function of its own, compiled for the path: a boundary for code that should exist once.
+    unsafe fn call<T: Task>(task: T) -> T::Output;
 
     /// [`LANES`] single-precision numbers.
     type Lanes: Copy;

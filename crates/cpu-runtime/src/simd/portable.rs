@@ -1,6 +1,7 @@
 //! The path in plain Rust: eight lanes, separate multiplication and addition, any processor.
 
 use super::{BLOCK_BYTES, Dot, E4M3_VALUES, LANES, Simd};
+use crate::isa::Task;
 use std::marker::PhantomData;
 
 /// Lanes of an operand on this path.
@@ -74,6 +75,7 @@ pub(crate) struct PortableDot<E, const PARTS: usize>(PhantomData<E>);
 impl<E: Element, const PARTS: usize> Dot for PortableDot<E, PARTS> {
     type Operand = [f32; WIDTH];
     type Block = [[f32; WIDTH]; PARTS];
+    type Unpacked = PortableDot<F32, 2>;
     type Sum = [f32; WIDTH];
     const PARTS: usize = PARTS;
     const OPERAND_BYTES: usize = WIDTH * 4;
@@ -133,6 +135,11 @@ impl Simd for Portable {
     type F16 = PortableDot<F16, 4>;
     type F32 = PortableDot<F32, 2>;
     type Fp8 = PortableDot<Fp8, 8>;
+
+    #[inline(always)]
+    unsafe fn call<T: Task>(task: T) -> T::Output {
+        crate::isa::run_portable(task)
+    }
 
     type Lanes = [f32; LANES];
 

@@ -14,12 +14,12 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-pub const VOCABULARY: usize = 50;
+pub(crate) const VOCABULARY: usize = 50;
 /// KV blocks of a test cache.
-pub const BLOCKS: usize = 64;
+pub(crate) const BLOCKS: usize = 64;
 
 /// A generator with a fresh seed, which a failing test prints.
-pub fn random() -> ChaCha8Rng {
+pub(crate) fn random() -> ChaCha8Rng {
     let seed = RandomState::new().hash_one(std::time::SystemTime::now());
     println!("seed: {seed}");
     ChaCha8Rng::seed_from_u64(seed)
@@ -27,10 +27,10 @@ pub fn random() -> ChaCha8Rng {
 
 /// Weights in memory.
 #[derive(Clone, Default)]
-pub struct Weights(HashMap<String, (DType, Vec<usize>, Vec<u8>)>);
+pub(crate) struct Weights(HashMap<String, (DType, Vec<usize>, Vec<u8>)>);
 
 /// A way to spoil a tensor.
-pub enum Change {
+pub(crate) enum Change {
     Missing,
     Shape,
     Type,
@@ -54,8 +54,8 @@ fn encode(dtype: DType, value: f32) -> Vec<u8> {
 }
 
 impl Weights {
-    /// Random values for every weight of a graph. The first row of `a` and `embedding` is NaN.
-    pub fn random(random: &mut ChaCha8Rng, graph: &Graph) -> Self {
+    /// Random values for every weight of a graph.
+    pub(crate) fn random(random: &mut ChaCha8Rng, graph: &Graph) -> Self {
         let mut weights = Self::default();
         for value in graph.values() {
             let (Definition::Weight(name), Some(tensor)) = (&value.definition, value.ty.tensor()) else { continue };
@@ -68,14 +68,14 @@ impl Weights {
     }
 
     /// Sets one element.
-    pub fn set(&mut self, name: &str, index: usize, value: f32) {
+    pub(crate) fn set(&mut self, name: &str, index: usize, value: f32) {
         let (dtype, _, bytes) = self.0.get_mut(name).unwrap();
         let code = encode(*dtype, value);
         bytes[index * code.len()..(index + 1) * code.len()].copy_from_slice(&code);
     }
 
     /// Spoils a tensor.
-    pub fn change(&mut self, name: &str, change: Change) {
+    pub(crate) fn change(&mut self, name: &str, change: Change) {
         let tensor = self.0.get_mut(name).unwrap();
         match change {
             Change::Missing => drop(self.0.remove(name)),
@@ -87,20 +87,20 @@ impl Weights {
 }
 
 /// A device with a prepared graph.
-pub struct Runner {
-    pub device: CpuDevice,
+pub(crate) struct Runner {
+    pub(crate) device: CpuDevice,
     /// Whether steps run as one recording.
-    pub record: bool,
+    pub(crate) record: bool,
     kernels: Vec<CpuKernel>,
     output: ValueId,
 }
 
 impl Runner {
-    pub fn new(graph: &Graph, weights: &Weights, isa: Isa, threads: usize, repack: bool) -> Self {
+    pub(crate) fn new(graph: &Graph, weights: &Weights, isa: Isa, threads: usize, repack: bool) -> Self {
         Self::with_blocks(graph, weights, isa, threads, repack, 4)
     }
 
-    pub fn with_blocks(
+    pub(crate) fn with_blocks(
         graph: &Graph,
         weights: &Weights,
         isa: Isa,
@@ -112,7 +112,7 @@ impl Runner {
     }
 
     /// Prepares everything and runs a step over garbage, so that no buffer is clean.
-    pub fn try_new(
+    pub(crate) fn try_new(
         graph: &Graph,
         weights: &Weights,
         isa: Isa,
@@ -152,7 +152,7 @@ impl Runner {
     }
 
     /// Runs a step and gives the output.
-    pub fn step(&mut self, inputs: &StepInputs) -> Vec<f32> {
+    pub(crate) fn step(&mut self, inputs: &StepInputs) -> Vec<f32> {
         let sizes = inputs.sizes();
         self.device.write_inputs(inputs).unwrap();
         if self.record {
@@ -183,12 +183,12 @@ fn plain_inputs(token_ids: Vec<i32>) -> StepInputs {
 }
 
 /// Random tokens at positions of their own; for graphs without attention.
-pub fn plain_batch(random: &mut ChaCha8Rng, tokens: usize) -> StepInputs {
+pub(crate) fn plain_batch(random: &mut ChaCha8Rng, tokens: usize) -> StepInputs {
     plain_inputs((0..tokens).map(|_| random.random_range(0..VOCABULARY as i32)).collect())
 }
 
 /// Tokens of one sequence, whose blocks are in descending order.
-pub fn sequence_batch(ids: &[i32], range: std::ops::Range<usize>, block_size: usize) -> StepInputs {
+pub(crate) fn sequence_batch(ids: &[i32], range: std::ops::Range<usize>, block_size: usize) -> StepInputs {
     let table: Vec<i32> = (0..8).map(|block| 40 - block).collect();
     let slot = |position: usize| table[position / block_size] * block_size as i32 + (position % block_size) as i32;
     StepInputs {
@@ -203,7 +203,7 @@ pub fn sequence_batch(ids: &[i32], range: std::ops::Range<usize>, block_size: us
 }
 
 /// Steps of three sequences: prompts of different lengths, then decoding with padding among the tokens, then a mixture.
-pub fn conversation(random: &mut ChaCha8Rng, block_size: usize) -> Vec<StepInputs> {
+pub(crate) fn conversation(random: &mut ChaCha8Rng, block_size: usize) -> Vec<StepInputs> {
     let mut blocks: Vec<i32> = (0..BLOCKS as i32).collect();
     for index in (1..blocks.len()).rev() {
         blocks.swap(index, random.random_range(0..=index));
@@ -241,7 +241,7 @@ pub fn conversation(random: &mut ChaCha8Rng, block_size: usize) -> Vec<StepInput
 }
 
 /// Caches for every layer of a graph.
-pub fn reference_caches(graph: &Graph, block_size: usize) -> Vec<ReferenceCache> {
+pub(crate) fn reference_caches(graph: &Graph, block_size: usize) -> Vec<ReferenceCache> {
     let types = graph.values().iter().filter_map(|value| match (&value.definition, &value.ty) {
         (Definition::State { .. }, ValueType::KvCache(ty)) => Some(ty),
         _ => None,
@@ -250,7 +250,7 @@ pub fn reference_caches(graph: &Graph, block_size: usize) -> Vec<ReferenceCache>
 }
 
 /// The reference's output of a step.
-pub fn reference_step(
+pub(crate) fn reference_step(
     graph: &Graph,
     weights: &Weights,
     inputs: &StepInputs,
@@ -262,7 +262,7 @@ pub fn reference_step(
 }
 
 /// Queries, keys and values from tables, written to a cache and attended to.
-pub fn attention_graph(dtype: DType, heads: usize, kv_heads: usize, head_dim: usize) -> Graph {
+pub(crate) fn attention_graph(dtype: DType, heads: usize, kv_heads: usize, head_dim: usize) -> Graph {
     let mut graph = Graph::new();
     let ids = graph.input(Input::TokenIds);
     let state = graph.state(0, KvCacheType { dtype, kv_heads, head_dim });
@@ -289,7 +289,7 @@ fn attend(graph: &mut Graph, name: &str, [q, k, v]: [ValueId; 3], state: ValueId
 
 /// A decoder of two layers with tied embeddings, biases on the queries, and odd sizes; with `quantized`, FP8
 /// projections.
-pub fn decoder(dtype: DType, quantized: bool) -> Graph {
+pub(crate) fn decoder(dtype: DType, quantized: bool) -> Graph {
     let (width, heads, kv_heads, head_dim, inner) = (44, 6, 2, 10, 102);
     let mut graph = Graph::new();
     let ids = graph.input(Input::TokenIds);
@@ -346,7 +346,7 @@ pub fn decoder(dtype: DType, quantized: bool) -> Graph {
 }
 
 /// The graph with every op by itself, with all passes applied, and with random groups that the target takes.
-pub fn groupings(random: &mut ChaCha8Rng, graph: &Graph) -> Vec<(String, Graph)> {
+pub(crate) fn groupings(random: &mut ChaCha8Rng, graph: &Graph) -> Vec<(String, Graph)> {
     use allotrope_cpu_runtime::CpuTarget;
     use allotrope_graph::Target;
     let mut all = vec![("flat".to_string(), graph.clone())];

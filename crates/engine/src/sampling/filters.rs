@@ -285,6 +285,25 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_exactly_on_the_border_of_a_filter_is_kept() {
+        // Shares of 1/2, 1/4, 1/8 and twice 1/16, whose sums are exact.
+        let kept_by = |top_p: f32| {
+            let mut weights = [1.0, 8.0, 2.0, 4.0, 1.0];
+            keep_top_p(&mut weights, top_p);
+            weights
+        };
+        assert_eq!(kept_by(0.5), [0.0, 8.0, 0.0, 0.0, 0.0]);
+        assert_eq!(kept_by(0.500_001), [0.0, 8.0, 0.0, 4.0, 0.0]);
+        assert_eq!(kept_by(0.75), [0.0, 8.0, 0.0, 4.0, 0.0]);
+        assert_eq!(kept_by(0.9375), [1.0, 8.0, 2.0, 4.0, 0.0], "the lowest id among equals");
+        assert_eq!(kept_by(1.0), [1.0, 8.0, 2.0, 4.0, 1.0]);
+
+        let mut logits = [2.0, 5.0, 5.0];
+        logits_to_weights(&mut logits, 5.0, 1.0, 1.0);
+        assert_eq!(logits, [0.0, 1.0, 1.0], "as likely as the most likely one");
+    }
+
+    #[test]
     fn not_a_number_and_infinity_are_refused_wherever_they_are() {
         for value in [f32::NAN, -f32::NAN, f32::INFINITY] {
             for token in 0..3 {

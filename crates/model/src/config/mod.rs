@@ -134,7 +134,9 @@ impl ModelConfig {
             head_dim,
             vocab_size,
             rms_norm_eps: fields
-                .number("rms_norm_eps", "a number above 0 and below 1", |eps| eps > 0.0 && eps < 1.0 && eps as f32 > 0.0)?
+                .number("rms_norm_eps", "a number above 0 and below 1", |eps| {
+                    eps > 0.0 && eps < 1.0 && eps as f32 > 0.0
+                })?
                 .unwrap_or(1e-6),
             rope: rope::read(&fields, max_position_embeddings)?,
             max_position_embeddings,
@@ -164,9 +166,9 @@ fn architecture(fields: &Fields<'_>) -> Result<Architecture, ModelError> {
     let classes = fields.texts("architectures")?;
     let model_type = fields.text("model_type")?;
     let supported = || format!("one of the supported architectures: {}", Architecture::supported());
-    let known = Architecture::NAMES.iter().find(|(class, kind, _)| {
-        if classes.is_empty() { model_type == Some(*kind) } else { classes.contains(class) }
-    });
+    let known = Architecture::NAMES
+        .iter()
+        .find(|(class, kind, _)| if classes.is_empty() { model_type == Some(*kind) } else { classes.contains(class) });
     let Some((class, kind, architecture)) = known else {
         let field = if classes.is_empty() && model_type.is_some() { "model_type" } else { "architectures" };
         return Err(fields.error(field, supported()));
@@ -194,7 +196,8 @@ fn heads(fields: &Fields<'_>, hidden_size: usize) -> Result<(usize, usize, usize
         }
     };
     if head_dim % 2 != 0 || head_dim > MAX_HEAD_DIM {
-        let expected = format!("an even number up to {MAX_HEAD_DIM} (hidden_size / num_attention_heads where it is not given)");
+        let expected =
+            format!("an even number up to {MAX_HEAD_DIM} (hidden_size / num_attention_heads where it is not given)");
         return Err(fields.error_found("head_dim", head_dim.to_string(), expected));
     }
     Ok((heads, key_value_heads, head_dim))

@@ -14,7 +14,9 @@ const LARGEST: f64 = 1e15;
 
 pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, ModelError> {
     let field = if fields.get("rope_scaling").is_some() { "rope_scaling" } else { "rope_parameters" };
-    if field == "rope_scaling" && fields.get("rope_parameters").is_some_and(|other| Some(other) != fields.get("rope_scaling")) {
+    if field == "rope_scaling"
+        && fields.get("rope_parameters").is_some_and(|other| Some(other) != fields.get("rope_scaling"))
+    {
         return Err(fields.error("rope_scaling", "either `rope_scaling` or `rope_parameters`, not two that differ"));
     }
     let parameters = fields.object(field)?;
@@ -27,7 +29,11 @@ pub(super) fn read(fields: &Fields<'_>, max_position_embeddings: usize) -> Resul
         None => self::theta(fields)?.unwrap_or(DEFAULT_THETA),
     };
     for holder in [Some(fields), parameters.as_ref()].into_iter().flatten() {
-        holder.number("partial_rotary_factor", "1 or no such field: this architecture rotates whole heads", |factor| factor == 1.0)?;
+        holder.number(
+            "partial_rotary_factor",
+            "1 or no such field: this architecture rotates whole heads",
+            |factor| factor == 1.0,
+        )?;
     }
     let kind = match &parameters {
         Some(parameters) => kind(fields, parameters, max_position_embeddings)?,
@@ -44,15 +50,17 @@ fn kind(config: &Fields<'_>, parameters: &Fields<'_>, max_position_embeddings: u
     let field = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
     match parameters.text(field)? {
         Some("default") => Ok(RopeKind::Default),
-        None if parameters.keys().all(|key| matches!(key, "rope_theta" | "rope_type" | "type" | "partial_rotary_factor")) => {
+        None if parameters
+            .keys()
+            .all(|key| matches!(key, "rope_theta" | "rope_type" | "type" | "partial_rotary_factor")) =>
+        {
             Ok(RopeKind::Default)
         }
         Some("linear") => Ok(RopeKind::Linear { factor: factor(parameters)? }),
         Some("llama3") => llama3(config, parameters, max_position_embeddings),
         Some("yarn") => yarn(config, parameters, max_position_embeddings),
-        Some("dynamic" | "longrope") => {
-            Err(parameters.error(field, format!("{SUPPORTED} (frequencies that change with the length of the text are not)")))
-        }
+        Some("dynamic" | "longrope") => Err(parameters
+            .error(field, format!("{SUPPORTED} (frequencies that change with the length of the text are not)"))),
         None => Err(parameters.error("rope_type", SUPPORTED)),
         Some(_) => Err(parameters.error(field, SUPPORTED)),
     }
@@ -77,7 +85,11 @@ fn original_context(config: &Fields<'_>, parameters: &Fields<'_>, default: usize
     Ok((default, false))
 }
 
-fn llama3(config: &Fields<'_>, parameters: &Fields<'_>, max_position_embeddings: usize) -> Result<RopeKind, ModelError> {
+fn llama3(
+    config: &Fields<'_>,
+    parameters: &Fields<'_>,
+    max_position_embeddings: usize,
+) -> Result<RopeKind, ModelError> {
     let positive = |field: &str| {
         let expected = "a number above 0";
         let value = parameters.number(field, expected, |value| value > 0.0 && value <= LARGEST)?;
@@ -113,7 +125,8 @@ fn yarn(config: &Fields<'_>, parameters: &Fields<'_>, max_position_embeddings: u
     if beta_fast < beta_slow {
         return Err(parameters.error("beta_fast", format!("at least beta_slow = {beta_slow}")));
     }
-    let attention_factor = parameters.number("attention_factor", "a number above 0", |value| value > 0.0 && value <= LARGEST)?;
+    let attention_factor =
+        parameters.number("attention_factor", "a number above 0", |value| value > 0.0 && value <= LARGEST)?;
     Ok(RopeKind::Yarn {
         factor,
         original_max_position_embeddings,

@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 
-use allotrope_graph::{DType, Dim, Graph, GraphError, Input, KvCacheType, OpKind, TensorType, ValueId, WeightData, WeightSource};
+use allotrope_graph::{
+    DType, Dim, Graph, GraphError, Input, KvCacheType, OpKind, TensorType, ValueId, WeightData, WeightSource,
+};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, ModelConfig};
@@ -103,7 +105,8 @@ impl<'a> Decoder<'a> {
     }
 
     fn shared(&mut self) -> Result<Shared, ModelError> {
-        let RopeParameters { inverse_frequencies, attention_scaling } = self.config.rope.parameters(self.config.head_dim);
+        let RopeParameters { inverse_frequencies, attention_scaling } =
+            self.config.rope.parameters(self.config.head_dim);
         let positions = self.graph.input(Input::Positions);
         let angles = OpKind::RopeAngles { inverse_frequencies: Arc::from(inverse_frequencies), attention_scaling };
         Ok(Shared {

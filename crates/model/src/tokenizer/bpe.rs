@@ -56,7 +56,9 @@ impl BytePairModel {
 
     /// The tokens of one word of pre-tokenized text.
     pub(super) fn tokenize(&self, word: &str) -> Vec<Token> {
-        if self.ignore_merges && let Some(id) = self.vocabulary.id(word) {
+        if self.ignore_merges
+            && let Some(id) = self.vocabulary.id(word)
+        {
             return vec![Token::new(id, word.to_owned(), (0, word.len()))];
         }
         let mut pieces = self.characters(word);
@@ -198,7 +200,9 @@ impl<'de> Visitor<'de> for MergesSeed<'_> {
         while let Some(split) = sequence.next_element_seed(MergeSeed(&mut text))? {
             let Some(split) = split else { continue };
             let id = |token: &str| {
-                self.0.id(token).ok_or_else(|| S::Error::custom(format!("merge {rank}: `{}` is not in the vocabulary", shorten(token))))
+                self.0.id(token).ok_or_else(|| {
+                    S::Error::custom(format!("merge {rank}: `{}` is not in the vocabulary", shorten(token)))
+                })
             };
             let (first, second) = text.split_at(split);
             merges.insert(pair_key(id(first)?, id(second)?), (rank, id(&text)?));

@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::{
-    AddedToken, DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Token,
-    TokenizerImpl,
+    AddedToken, DecoderWrapper, Model, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
+    Token, TokenizerImpl,
 };
 
 use super::bpe::{BytePairModel, ModelPart};
@@ -175,10 +175,16 @@ fn component<T: DeserializeOwned>(path: &Path, field: &str, value: Value) -> Res
     if value.is_null() {
         return Ok(None);
     }
-    let kind = value.get("type").map_or_else(|| "an object without `type`".to_owned(), |kind| shorten(&kind.to_string()));
-    serde_json::from_value(value)
-        .map(Some)
-        .map_err(|error| field_error(path, field, &format!("{kind} ({})", shorten(&error.to_string())), "a part that the tokenizers library knows"))
+    let kind =
+        value.get("type").map_or_else(|| "an object without `type`".to_owned(), |kind| shorten(&kind.to_string()));
+    serde_json::from_value(value).map(Some).map_err(|error| {
+        field_error(
+            path,
+            field,
+            &format!("{kind} ({})", shorten(&error.to_string())),
+            "a part that the tokenizers library knows",
+        )
+    })
 }
 
 /// The crate indexes by the names that a template holds without looking whether they are there; so this looks.
@@ -196,7 +202,9 @@ fn check_templates(path: &Path, processor: &Value) -> Result<(), ModelError> {
         for piece in pieces.into_iter().flatten() {
             let field = format!("post_processor.{template}");
             let special = piece.pointer("/SpecialToken/id").and_then(Value::as_str);
-            if let Some(name) = special.filter(|name| processor.get("special_tokens").is_none_or(|tokens| tokens.get(name).is_none())) {
+            if let Some(name) =
+                special.filter(|name| processor.get("special_tokens").is_none_or(|tokens| tokens.get(name).is_none()))
+            {
                 let found = format!("a template with `{}`", shorten(name));
                 return Err(field_error(path, &field, &found, "only tokens that post_processor.special_tokens has"));
             }
@@ -209,5 +217,10 @@ fn check_templates(path: &Path, processor: &Value) -> Result<(), ModelError> {
 }
 
 fn field_error(path: &Path, field: &str, found: &str, expected: &str) -> ModelError {
-    ModelError::Field { path: path.to_owned(), field: field.to_owned(), found: found.to_owned(), expected: expected.to_owned() }
+    ModelError::Field {
+        path: path.to_owned(),
+        field: field.to_owned(),
+        found: found.to_owned(),
+        expected: expected.to_owned(),
+    }
 }

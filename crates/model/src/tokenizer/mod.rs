@@ -108,7 +108,11 @@ impl Tokenizer {
             return Ok(());
         }
         let problem = format!("the largest token id is {}", self.shared.id_bound - 1);
-        let expected = format!("ids below vocab_size = {} of {}; is this another model's tokenizer?", config.vocab_size, crate::CONFIG_FILE);
+        let expected = format!(
+            "ids below vocab_size = {} of {}; is this another model's tokenizer?",
+            config.vocab_size,
+            crate::CONFIG_FILE
+        );
         Err(ModelError::file(&self.shared.path, problem, expected))
     }
 
@@ -124,7 +128,10 @@ impl Tokenizer {
 /// Runs code of the tokenizers library, which has assertions that a hostile `tokenizer.json` can reach: a panic there
 /// becomes an error here. What it works on is not changed by it (caches aside, which are filled whole or not at all).
 fn fence<T>(path: &Path, doing: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, ModelError> {
-    let failure = |reason: &str| ModelError::Text { path: path.to_owned(), problem: format!("{doing} failed: {}", shorten(reason)) };
+    let failure = |reason: &str| ModelError::Text {
+        path: path.to_owned(),
+        problem: format!("{doing} failed: {}", shorten(reason)),
+    };
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(failure(&error.to_string())),

@@ -51,12 +51,20 @@ pub(super) fn parse(path: &Path, file: &[u8]) -> Result<Vec<Entry>, ModelError> 
 fn frame<'a>(path: &Path, file: &'a [u8]) -> Result<(&'a [u8], usize), ModelError> {
     let size = file.len();
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
-        return Err(ModelError::file(path, format!("the file has {size} bytes"), "a safetensors file, of at least 8 bytes"));
+        return Err(ModelError::file(
+            path,
+            format!("the file has {size} bytes"),
+            "a safetensors file, of at least 8 bytes",
+        ));
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
         let problem = format!("the header says that it has {length} bytes");
-        return Err(ModelError::file(path, problem, format!("a safetensors file, whose header has at most {MAX_HEADER} bytes")));
+        return Err(ModelError::file(
+            path,
+            problem,
+            format!("a safetensors file, whose header has at most {MAX_HEADER} bytes"),
+        ));
     }
     let header = usize::try_from(length).ok().and_then(|length| rest.get(..length));
     let header = header.ok_or_else(|| {
@@ -66,7 +74,13 @@ fn frame<'a>(path: &Path, file: &'a [u8]) -> Result<(&'a [u8], usize), ModelErro
     Ok((header, LENGTH_BYTES + header.len()))
 }
 
-fn check_tensor(path: &Path, name: String, info: TensorInfo, data_start: usize, data_size: usize) -> Result<Entry, ModelError> {
+fn check_tensor(
+    path: &Path,
+    name: String,
+    info: TensorInfo,
+    data_start: usize,
+    data_size: usize,
+) -> Result<Entry, ModelError> {
     let wrong = |found: String, expected: String| Err(ModelError::tensor(path, &name, found, expected));
     let (begin, end) = info.data_offsets;
     if begin > end || end > data_size {
@@ -79,7 +93,10 @@ fn check_tensor(path: &Path, name: String, info: TensorInfo, data_start: usize, 
     let elements = info.shape.iter().try_fold(1_usize, |product, dimension| product.checked_mul(*dimension));
     let bits = elements.and_then(|elements| elements.checked_mul(info.dtype.bitsize()));
     let Some(bits) = bits else {
-        return wrong(format!("has shape {:?}", info.shape), "a shape whose bytes can be counted in 64 bits".to_owned());
+        return wrong(
+            format!("has shape {:?}", info.shape),
+            "a shape whose bytes can be counted in 64 bits".to_owned(),
+        );
     };
     let bytes = end - begin;
     if bits % 8 != 0 || bits / 8 != bytes {
@@ -96,8 +113,14 @@ fn check_cover(path: &Path, entries: &[Entry], data_start: usize, file_size: usi
     for entry in entries {
         if entry.range.start != end {
             let relation = if entry.range.start < end { "overlaps" } else { "leaves a gap after" };
-            let found = format!("{relation} {} (it begins at byte {} of the file)", shorten(previous), entry.range.start);
-            return Err(ModelError::tensor(path, &entry.name, found, format!("byte {end}: tensors follow each other without gap or overlap")));
+            let found =
+                format!("{relation} {} (it begins at byte {} of the file)", shorten(previous), entry.range.start);
+            return Err(ModelError::tensor(
+                path,
+                &entry.name,
+                found,
+                format!("byte {end}: tensors follow each other without gap or overlap"),
+            ));
         }
         end = entry.range.end;
         previous = &entry.name;

@@ -33,22 +33,34 @@ pub(super) struct Index {
 /// network, can't lead out of the folder.
 pub(super) fn read(path: &Path) -> Result<Index, ModelError> {
     let bytes = json::read_file(path, MAX_INDEX)?;
-    let index: IndexFile = serde_json::from_slice(&bytes)
-        .map_err(|error| ModelError::json(path, &error, "an object with `weight_map` from tensor names to file names"))?;
+    let index: IndexFile = serde_json::from_slice(&bytes).map_err(|error| {
+        ModelError::json(path, &error, "an object with `weight_map` from tensor names to file names")
+    })?;
     if index.weight_map.is_empty() {
         return Err(field_error(path, "weight_map", "empty", "at least one tensor".to_owned()));
     }
     let names: BTreeSet<&str> = index.weight_map.values().map(String::as_str).collect();
     if names.len() > MAX_SHARDS {
-        return Err(field_error(path, "weight_map", &format!("a map to {} files", names.len()), format!("at most {MAX_SHARDS} files")));
+        return Err(field_error(
+            path,
+            "weight_map",
+            &format!("a map to {} files", names.len()),
+            format!("at most {MAX_SHARDS} files"),
+        ));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut shards = Vec::with_capacity(names.len());
     for name in names {
         let mut components = Path::new(name).components();
-        let plain = matches!((components.next(), components.next()), (Some(Component::Normal(only)), None) if only == name);
+        let plain =
+            matches!((components.next(), components.next()), (Some(Component::Normal(only)), None) if only == name);
         if !plain || name.contains(['\\', ':', '\0']) {
-            return Err(field_error(path, "weight_map", &format!("a map to {:?}", shorten(name)), "plain names of files in this folder".to_owned()));
+            return Err(field_error(
+                path,
+                "weight_map",
+                &format!("a map to {:?}", shorten(name)),
+                "plain names of files in this folder".to_owned(),
+            ));
         }
         shards.push(folder.join(name));
     }

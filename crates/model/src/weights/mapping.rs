@@ -64,7 +64,8 @@ impl Mapping {
         {
             // SAFETY: the mapping is file-backed and read-only, so a dropped page is read from the file again at the next
             // access and no data can be lost; `range` is that of a tensor, which was checked to lie within the mapping.
-            let advised = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            let advised =
+                unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
             if let Err(error) = advised {
                 tracing::debug!(path = %self.path.display(), %error, "the kernel declined to release weights");
             }

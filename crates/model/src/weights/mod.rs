@@ -68,9 +68,16 @@ impl Weights {
         }
         let index_path = folder.join(WEIGHTS_INDEX_FILE);
         if !json::exists(&index_path) {
-            let other = ["pytorch_model.bin", "pytorch_model.bin.index.json"].iter().any(|name| json::exists(&folder.join(name)));
-            let problem = if other { "the weights are in PyTorch's pickle format" } else { "the folder has no weights" };
-            return Err(ModelError::file(folder, problem, format!("{WEIGHTS_FILE}, or {WEIGHTS_INDEX_FILE} with its shards")));
+            let other = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
+                .iter()
+                .any(|name| json::exists(&folder.join(name)));
+            let problem =
+                if other { "the weights are in PyTorch's pickle format" } else { "the folder has no weights" };
+            return Err(ModelError::file(
+                folder,
+                problem,
+                format!("{WEIGHTS_FILE}, or {WEIGHTS_INDEX_FILE} with its shards"),
+            ));
         }
         Self::open_sharded(index_path)
     }
@@ -89,7 +96,12 @@ impl Weights {
                     Some(holder) => format!("is in {}", holder.display()),
                     None => "is in none of the shards".to_owned(),
                 };
-                return Err(ModelError::tensor(&weights.source, name, found, format!("it in {}, as the index says", shorten(shard))));
+                return Err(ModelError::tensor(
+                    &weights.source,
+                    name,
+                    found,
+                    format!("it in {}, as the index says", shorten(shard)),
+                ));
             }
         }
         Ok(weights)
@@ -119,7 +131,12 @@ impl Weights {
         let (name, place) = self.tensors.get_key_value(name).ok_or_else(missing)?;
         let file = self.files.get(place.file).ok_or_else(missing)?;
         let dtype = supported(place.dtype).ok_or_else(|| {
-            ModelError::tensor(file.path(), name, format!("has dtype {}", place.dtype), "F32, F16, BF16, F8_E4M3 or I32")
+            ModelError::tensor(
+                file.path(),
+                name,
+                format!("has dtype {}", place.dtype),
+                "F32, F16, BF16, F8_E4M3 or I32",
+            )
         })?;
         Ok(Tensor { name, dtype, shape: &place.shape, file, range: (place.range.start, place.range.end) })
     }
@@ -152,7 +169,9 @@ impl Weights {
     pub fn positive_scalar(&self, name: &str) -> Result<f32, ModelError> {
         let tensor = self.tensor(name)?;
         if !matches!(tensor.shape, [] | [1]) {
-            return Err(tensor.error(format!("has shape {:?}", tensor.shape), "[1] or []: one number for the whole tensor"));
+            return Err(
+                tensor.error(format!("has shape {:?}", tensor.shape), "[1] or []: one number for the whole tensor")
+            );
         }
         let value = match (tensor.dtype, tensor.bytes()) {
             (DType::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),

@@ -13,7 +13,8 @@ fn conversation() -> Vec<Message> {
 }
 
 fn open(template: &str) -> Result<ChatTemplate, ModelError> {
-    let config = json!({"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "chat_template": template});
+    let config =
+        json!({"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": false}, "chat_template": template});
     ChatTemplate::open(Folder::new().write_json("tokenizer_config.json", &config).path())
 }
 
@@ -88,19 +89,36 @@ fn blocks_are_trimmed_as_the_hugging_face_library_trims_them() {
 fn functions_and_methods_of_python_templates_are_there() {
     let rendered = |template: &str| render(template).unwrap();
     assert_eq!(rendered("{{ messages[0] | tojson }}"), r#"{"role": "system", "content": "Be brief."}"#);
-    assert_eq!(rendered("{{ {'a': [1, 2.5, none, true], 'é<&>': \"'\"} | tojson }}"), r#"{"a": [1, 2.5, null, true], "é<&>": "'"}"#);
+    assert_eq!(
+        rendered("{{ {'a': [1, 2.5, none, true], 'é<&>': \"'\"} | tojson }}"),
+        r#"{"a": [1, 2.5, null, true], "é<&>": "'"}"#
+    );
     assert_eq!(rendered("{{ {'a': [1]} | tojson(indent=2) }}"), "{\n  \"a\": [\n    1\n  ]\n}");
-    assert_eq!(rendered("{{ ' x '.strip() }}{{ 'a,b'.split(',')[1] }}{{ 'abc'.startswith('ab') }}{{ 'x'.upper() }}"), "xbTrueX");
+    assert_eq!(
+        rendered("{{ ' x '.strip() }}{{ 'a,b'.split(',')[1] }}{{ 'abc'.startswith('ab') }}{{ 'x'.upper() }}"),
+        "xbTrueX"
+    );
     assert_eq!(rendered("{% for k, v in {'a': 1}.items() %}{{ k }}={{ v }}{% endfor %}"), "a=1");
-    assert_eq!(rendered("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% if ns.n == 2 %}{% break %}{% endif %}{% endfor %}{{ ns.n }}"), "2");
+    assert_eq!(
+        rendered(
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% if ns.n == 2 %}{% break %}{% endif %}{% endfor %}{{ ns.n }}"
+        ),
+        "2"
+    );
     assert_eq!(rendered("{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ tools is none }}"), "<s></s>True");
-    assert_eq!(rendered("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('a') }}{{ messages | length }}{{ messages[-1].content }}"), "<a>3Hello!");
+    assert_eq!(
+        rendered(
+            "{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('a') }}{{ messages | length }}{{ messages[-1].content }}"
+        ),
+        "<a>3Hello!"
+    );
 }
 
 #[test]
 fn the_template_file_wins_and_named_templates_are_found() {
     let folder = Folder::new();
-    let named = json!([{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "default {{ bos_token }}"}]);
+    let named =
+        json!([{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "default {{ bos_token }}"}]);
     folder.write_json("tokenizer_config.json", &json!({"bos_token": "<s>", "chat_template": named}));
     assert_eq!(ChatTemplate::open(folder.path()).unwrap().render(&[], false).unwrap(), "default <s>");
     folder.write("chat_template.jinja", "file {{ bos_token }}\n");
@@ -117,7 +135,13 @@ fn missing_and_malformed_templates_are_refused() {
     assert_says(ChatTemplate::open(folder.path()), &["no chat template", "chat_template.jinja"]);
     folder.write_json("tokenizer_config.json", &json!({"bos_token": "<s>"}));
     assert_says(ChatTemplate::open(folder.path()), &["no chat template", "tokenizer_config.json"]);
-    for (field, value) in [("chat_template", json!(5)), ("chat_template", json!([{"name": "rag", "template": "x"}])), ("chat_template", json!([5])), ("bos_token", json!(5)), ("eos_token", json!({"text": "x"}))] {
+    for (field, value) in [
+        ("chat_template", json!(5)),
+        ("chat_template", json!([{"name": "rag", "template": "x"}])),
+        ("chat_template", json!([5])),
+        ("bos_token", json!(5)),
+        ("eos_token", json!({"text": "x"})),
+    ] {
         let mut config = json!({"chat_template": "x"});
         config[field] = value;
         folder.write_json("tokenizer_config.json", &config);

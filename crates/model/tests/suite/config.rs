@@ -49,7 +49,15 @@ fn absent_fields_have_the_defaults_of_the_format() {
 
 #[test]
 fn a_null_counts_as_absent_and_the_new_name_of_dtype_is_known() {
-    let config = patched(config(), &[("head_dim", Value::Null), ("torch_dtype", Value::Null), ("dtype", json!("float16")), ("eos_token_id", json!(3))]);
+    let config = patched(
+        config(),
+        &[
+            ("head_dim", Value::Null),
+            ("torch_dtype", Value::Null),
+            ("dtype", json!("float16")),
+            ("eos_token_id", json!(3)),
+        ],
+    );
     let config = open(&config).unwrap();
     assert_eq!((config.head_dim, config.dtype, config.eos_token_ids), (4, Some(DType::F16), vec![3]));
 }
@@ -66,20 +74,26 @@ fn both_spellings_of_rope_mean_the_same() {
     older["type"] = older["rope_type"].take();
     let older = open(&patched(config(), &[("rope_theta", json!(500000.0)), ("rope_scaling", older)])).unwrap();
     assert_eq!(old.rope, older.rope);
-    let RopeKind::Llama3 { original_max_position_embeddings, factor, .. } = old.rope.kind else { panic!("{:?}", old.rope) };
+    let RopeKind::Llama3 { original_max_position_embeddings, factor, .. } = old.rope.kind else {
+        panic!("{:?}", old.rope)
+    };
     assert_eq!((original_max_position_embeddings, factor, old.rope.theta), (8192, 32.0, 500000.0));
 }
 
 #[test]
 fn wrong_values_are_refused_with_field_value_and_what_would_be_right() {
     let llama3 = |field: &str, value: Value| {
-        let mut scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+        let mut scaling =
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0});
         scaling[field] = value;
         ("rope_scaling", scaling)
     };
     let kind = |kind: &str| ("rope_scaling", json!({"rope_type": kind, "factor": 2.0}));
     let cases: Vec<((&str, Value), [&str; 2])> = vec![
-        (("architectures", json!(["MambaForCausalLM"])), ["`architectures` is [\"MambaForCausalLM\"]", "LlamaForCausalLM"]),
+        (
+            ("architectures", json!(["MambaForCausalLM"])),
+            ["`architectures` is [\"MambaForCausalLM\"]", "LlamaForCausalLM"],
+        ),
         (("architectures", json!("LlamaForCausalLM")), ["`architectures`", "a list of strings"]),
         (("model_type", json!("mistral")), ["`model_type` is \"mistral\"", "llama"]),
         (("hidden_size", json!(0)), ["`hidden_size` is 0", "from 1"]),
@@ -115,9 +129,15 @@ fn wrong_values_are_refused_with_field_value_and_what_would_be_right() {
         (("rope_scaling", json!({"rope_type": "linear"})), ["`rope_scaling.factor` is missing", "from 1"]),
         (("rope_scaling", json!({"rope_type": "linear", "factor": 0.5})), ["`rope_scaling.factor` is 0.5", "from 1"]),
         (llama3("low_freq_factor", Value::Null), ["`rope_scaling.low_freq_factor`", "above 0"]),
-        (llama3("low_freq_factor", json!(4.0)), ["`rope_scaling.high_freq_factor` is 4.0", "above low_freq_factor = 4"]),
+        (
+            llama3("low_freq_factor", json!(4.0)),
+            ["`rope_scaling.high_freq_factor` is 4.0", "above low_freq_factor = 4"],
+        ),
         (llama3("factor", json!(1e300)), ["`rope_scaling.factor` is 1e+300", "from 1 to 1e15"]),
-        (llama3("original_max_position_embeddings", json!(0)), ["`rope_scaling.original_max_position_embeddings` is 0", "from 1"]),
+        (
+            llama3("original_max_position_embeddings", json!(0)),
+            ["`rope_scaling.original_max_position_embeddings` is 0", "from 1"],
+        ),
     ];
     for ((field, value), words) in cases {
         let result = open(&patched(config(), &[(field, value)]));
@@ -135,10 +155,13 @@ fn heads_that_do_not_divide_the_width_are_refused() {
 
 #[test]
 fn two_rope_dictionaries_that_differ_are_refused() {
-    let result = open(&patched(config(), &[
-        ("rope_scaling", json!({"rope_type": "linear", "factor": 2.0})),
-        ("rope_parameters", json!({"rope_type": "linear", "factor": 4.0})),
-    ]));
+    let result = open(&patched(
+        config(),
+        &[
+            ("rope_scaling", json!({"rope_type": "linear", "factor": 2.0})),
+            ("rope_parameters", json!({"rope_type": "linear", "factor": 4.0})),
+        ],
+    ));
     assert_says(result, &["`rope_scaling`", "not two that differ"]);
 }
 
@@ -156,7 +179,10 @@ fn files_that_are_no_json_objects_are_refused_with_the_place() {
         assert_says(error, &["config.json", words[0], words[1]]);
     }
     let deep = "[".repeat(100_000);
-    assert_says(ModelConfig::open(Folder::new().write("config.json", format!("{{\"a\":{deep}")).path()), &["config.json", "recursion"]);
+    assert_says(
+        ModelConfig::open(Folder::new().write("config.json", format!("{{\"a\":{deep}")).path()),
+        &["config.json", "recursion"],
+    );
 }
 
 #[test]
@@ -177,7 +203,8 @@ fn a_huge_value_does_not_make_a_huge_message() {
 #[test]
 fn generation_defaults_are_read_and_may_be_missing() {
     assert_eq!(GenerationConfig::open(Folder::new().path(), 32).unwrap(), GenerationConfig::default());
-    let config = generation(&json!({"eos_token_id": [3, 4], "do_sample": true, "temperature": 0.5, "top_p": 0.75, "top_k": 40,
+    let config =
+        generation(&json!({"eos_token_id": [3, 4], "do_sample": true, "temperature": 0.5, "top_p": 0.75, "top_k": 40,
         "min_p": 0.125, "repetition_penalty": 1.25, "max_new_tokens": 100, "transformers_version": "4.45.0"}));
     let expected = GenerationConfig {
         eos_token_ids: vec![3, 4],
@@ -212,7 +239,10 @@ fn generation_defaults_out_of_range_are_refused() {
         assert_says(generation(&json!({field: value})), &["generation_config.json", &message, "expected"]);
     }
     let broken = Folder::new();
-    assert_says(GenerationConfig::open(broken.write("generation_config.json", "{").path(), 32), &["generation_config.json", "line 1"]);
+    assert_says(
+        GenerationConfig::open(broken.write("generation_config.json", "{").path(), 32),
+        &["generation_config.json", "line 1"],
+    );
 }
 
 /// Any JSON value of a few levels.
@@ -228,7 +258,8 @@ fn any_json() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(2, 8, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
-            prop::collection::vec(("[a-z_]{1,12}", inner), 0..3).prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+            prop::collection::vec(("[a-z_]{1,12}", inner), 0..3)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
         ]
     })
 }

@@ -7,6 +7,6 @@ mod checkpoints;
 mod config;
 mod quantization;
 mod rope;
-mod tokenizer;
 mod token_stream;
+mod tokenizer;
 mod weights;

@@ -11,11 +11,17 @@ use crate::checkpoints::{Folder, Stored, assert_says, config, patched, safetenso
 fn quantized_config() -> Value {
     let arguments = json!({"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": true, "dynamic": false,
         "group_size": null, "block_structure": null, "actorder": null, "observer": "minmax", "observer_kwargs": {}});
-    patched(config(), &[("quantization_config", json!({
-        "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
-        "kv_cache_scheme": null, "global_compression_ratio": null, "ignore": ["lm_head"],
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": arguments, "input_activations": arguments, "output_activations": null}}
-    }))])
+    patched(
+        config(),
+        &[(
+            "quantization_config",
+            json!({
+                "quant_method": "compressed-tensors", "format": "float-quantized", "quantization_status": "compressed",
+                "kv_cache_scheme": null, "global_compression_ratio": null, "ignore": ["lm_head"],
+                "config_groups": {"group_0": {"targets": ["Linear"], "weights": arguments, "input_activations": arguments, "output_activations": null}}
+            }),
+        )],
+    )
 }
 
 fn layer(weight: Dtype, weight_scale: Option<Stored>, input_scale: Option<Stored>) -> Vec<Stored> {
@@ -38,7 +44,15 @@ fn scheme(config: &Value, tensors: &[Stored]) -> Result<LinearScheme, ModelError
 #[test]
 fn the_shipped_quantized_model_has_a_scheme_for_every_layer() {
     let checkpoint = Checkpoint::open(&shipped("tiny-chat-fp8")).unwrap();
-    let names = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"];
+    let names = [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ];
     for layer in 0..checkpoint.config().layers {
         for name in names {
             let scheme = checkpoint.linear_scheme(&format!("model.layers.{layer}.{name}")).unwrap();
@@ -77,11 +91,23 @@ fn scales_that_cannot_be_are_refused() {
         assert_says(result, &["`layer.input_scale` is", "finite number above 0"]);
     }
     let channels = Some(stored("", Dtype::BF16, &[2, 1], vec![0, 63, 0, 63]));
-    assert_says(scheme(&quantized_config(), &layer(Dtype::F8_E4M3, channels, bf16_scale(1.0))), &["weight_scale` has shape [2, 1]", "whole tensor"]);
+    assert_says(
+        scheme(&quantized_config(), &layer(Dtype::F8_E4M3, channels, bf16_scale(1.0))),
+        &["weight_scale` has shape [2, 1]", "whole tensor"],
+    );
     let integer = Some(stored("", Dtype::I32, &[1], vec![1, 0, 0, 0]));
-    assert_says(scheme(&quantized_config(), &layer(Dtype::F8_E4M3, integer, bf16_scale(1.0))), &["weight_scale` has dtype i32", "bf16"]);
-    assert_says(scheme(&quantized_config(), &layer(Dtype::F8_E4M3, None, bf16_scale(1.0))), &["`layer.weight_scale` is missing"]);
-    assert_says(scheme(&quantized_config(), &layer(Dtype::F8_E4M3, bf16_scale(1.0), None)), &["`layer.input_scale` is missing"]);
+    assert_says(
+        scheme(&quantized_config(), &layer(Dtype::F8_E4M3, integer, bf16_scale(1.0))),
+        &["weight_scale` has dtype i32", "bf16"],
+    );
+    assert_says(
+        scheme(&quantized_config(), &layer(Dtype::F8_E4M3, None, bf16_scale(1.0))),
+        &["`layer.weight_scale` is missing"],
+    );
+    assert_says(
+        scheme(&quantized_config(), &layer(Dtype::F8_E4M3, bf16_scale(1.0), None)),
+        &["`layer.input_scale` is missing"],
+    );
 }
 
 #[test]
@@ -106,7 +132,10 @@ fn ignored_layers_are_matched_by_name_and_by_pattern() {
     assert!(quantizes(json!(["lm.head"]), "lm_head"));
     assert!(!quantizes(json!(["re:.*mlp\\.down_proj"]), "model.layers.3.mlp.down_proj"));
     assert!(quantizes(json!(["re:.*mlp\\.down_proj$"]), "model.layers.3.mlp.down_proj2"));
-    assert!(quantizes(json!(["re:mlp"]), "model.layers.3.mlp.down_proj"), "patterns match from the beginning of the name");
+    assert!(
+        quantizes(json!(["re:mlp"]), "model.layers.3.mlp.down_proj"),
+        "patterns match from the beginning of the name"
+    );
     assert!(!quantizes(json!(["re:a|model"]), "model.layers.3.mlp.down_proj"));
     assert!(!quantizes(json!(["Linear"]), "anything"));
     assert!(quantizes(json!([]), "lm_head"));
@@ -148,7 +177,10 @@ fn other_schemes_are_refused_with_the_field() {
 fn a_checkpoint_without_a_dtype_takes_that_of_its_weights() {
     let folder = Folder::new();
     folder.write_json("config.json", &patched(config(), &[("torch_dtype", Value::Null)]));
-    folder.write("model.safetensors", safetensors_file(&[stored("a", Dtype::I32, &[1], vec![0; 4]), stored("b", Dtype::F16, &[1], vec![0; 2])]));
+    folder.write(
+        "model.safetensors",
+        safetensors_file(&[stored("a", Dtype::I32, &[1], vec![0; 4]), stored("b", Dtype::F16, &[1], vec![0; 2])]),
+    );
     assert_eq!(Checkpoint::open(folder.path()).unwrap().dtype(), DType::F16);
     folder.write("model.safetensors", safetensors_file(&[stored("a", Dtype::I32, &[1], vec![0; 4])]));
     assert_says(Checkpoint::open(folder.path()), &["dtype", "config.json"]);

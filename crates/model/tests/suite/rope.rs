@@ -25,11 +25,21 @@ fn every_kind_agrees_with_transformers() {
         for (index, (found, expected)) in parameters.inverse_frequencies.iter().zip(&expected).enumerate() {
             assert!(found.is_finite() && *found > 0.0);
             let units = found.to_bits().abs_diff(*expected);
-            assert!(units <= MOST_UNITS, "{:?}, pair {index}: {found} is {units} units from {}", config.rope, f32::from_bits(*expected));
+            assert!(
+                units <= MOST_UNITS,
+                "{:?}, pair {index}: {found} is {units} units from {}",
+                config.rope,
+                f32::from_bits(*expected)
+            );
             values += 1;
             equal += usize::from(units == 0);
         }
-        assert_eq!(parameters.attention_scaling, case["attention_scaling"].as_f64().unwrap() as f32, "{:?}", config.rope);
+        assert_eq!(
+            parameters.attention_scaling,
+            case["attention_scaling"].as_f64().unwrap() as f32,
+            "{:?}",
+            config.rope
+        );
     }
     assert!(equal * 100 >= values * 95, "only {equal} of {values} values are equal bit for bit");
 }

@@ -64,7 +64,11 @@ fn an_incomplete_character_is_given_at_the_end_as_a_replacement() {
     let mut stream = BYTE_LEVEL.stream(false);
     assert_eq!(stream.push(ids[0]).unwrap(), None);
     assert_eq!(stream.flush().unwrap().as_deref(), Some("\u{fffd}"));
-    assert_eq!(stream.push(BYTE_LEVEL.token_id("a").unwrap()).unwrap().as_deref(), Some("a"), "a flushed stream starts afresh");
+    assert_eq!(
+        stream.push(BYTE_LEVEL.token_id("a").unwrap()).unwrap().as_deref(),
+        Some("a"),
+        "a flushed stream starts afresh"
+    );
 }
 
 #[test]

@@ -49,7 +49,8 @@ fn assert_holds(weights: &Weights, tensors: &[Stored]) {
 fn a_single_file_is_read_exactly() {
     let weights = open_bytes(&safetensors_file(&small())).unwrap();
     assert_holds(&weights, &small());
-    let types: Vec<DType> = ["a.weight", "b.weight", "c.scale", "empty"].map(|name| weights.tensor(name).unwrap().dtype()).into();
+    let types: Vec<DType> =
+        ["a.weight", "b.weight", "c.scale", "empty"].map(|name| weights.tensor(name).unwrap().dtype()).into();
     assert_eq!(types, [DType::Bf16, DType::F32, DType::F8E4M3, DType::F16]);
     assert_eq!(weights.files().count(), 1);
 }
@@ -57,7 +58,8 @@ fn a_single_file_is_read_exactly() {
 #[test]
 fn unaligned_data_is_read_exactly() {
     for spaces in 0..8 {
-        let header = format!("{{\"x\":{{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}}}{}", " ".repeat(spaces));
+        let header =
+            format!("{{\"x\":{{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}}}{}", " ".repeat(spaces));
         let weights = open_bytes(&raw_file(&header, &[1, 2, 3, 4, 5, 6, 7, 8])).unwrap();
         assert_eq!(weights.tensor("x").unwrap().bytes(), [1, 2, 3, 4, 5, 6, 7, 8]);
     }
@@ -91,7 +93,10 @@ fn symbolic_links_as_in_the_download_cache_are_followed() {
 #[test]
 fn released_weights_are_read_again() {
     let bytes: Vec<u8> = (0..1_000_000_u32).map(|index| (index % 251) as u8).collect();
-    let tensors = [stored("before", Dtype::F8_E4M3, &[1000], vec![7; 1000]), stored("large", Dtype::F8_E4M3, &[1000, 1000], bytes.clone())];
+    let tensors = [
+        stored("before", Dtype::F8_E4M3, &[1000], vec![7; 1000]),
+        stored("large", Dtype::F8_E4M3, &[1000, 1000], bytes.clone()),
+    ];
     let weights = open_bytes(&safetensors_file(&tensors)).unwrap();
     let large = weights.tensor("large").unwrap();
     large.will_need();
@@ -115,7 +120,9 @@ fn a_file_cut_off_anywhere_is_refused() {
 
 #[test]
 fn header_lengths_beyond_the_file_or_all_reason_are_refused() {
-    for (length, words) in [(u64::MAX, "at most"), (1 << 40, "at most"), (1000, "the file has 108"), (99_999_999, "the file has 108")] {
+    for (length, words) in
+        [(u64::MAX, "at most"), (1 << 40, "at most"), (1000, "the file has 108"), (99_999_999, "the file has 108")]
+    {
         let mut file = length.to_le_bytes().to_vec();
         file.extend([b' '; 100]);
         assert_says(open_bytes(&file), &["model.safetensors", &length.to_string(), words]);
@@ -124,13 +131,21 @@ fn header_lengths_beyond_the_file_or_all_reason_are_refused() {
 
 #[test]
 fn wrong_headers_are_refused_with_the_tensor() {
-    let entry = |dtype: &str, shape: &str, offsets: &str| format!("{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":{offsets}}}");
+    let entry = |dtype: &str, shape: &str, offsets: &str| {
+        format!("{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":{offsets}}}")
+    };
     let one = |dtype: &str, shape: &str, offsets: &str| format!("{{\"x\":{}}}", entry(dtype, shape, offsets));
-    let two = |first: &str, second: &str| format!("{{\"x\":{},\"y\":{}}}", entry("F8_E4M3", "[4]", first), entry("F8_E4M3", "[4]", second));
+    let two = |first: &str, second: &str| {
+        format!("{{\"x\":{},\"y\":{}}}", entry("F8_E4M3", "[4]", first), entry("F8_E4M3", "[4]", second))
+    };
     let huge = "[4294967296,4294967296,4294967296]";
     // Eight tensors whose sizes are right one by one, but whose sum leaves 64 bits and comes back to a small number.
     let step = (1_u64 << 61) - 1;
-    let sum: Vec<String> = (0..8).map(|n| format!("\"t{n}\":{}", entry("U8", &format!("[{step}]"), &format!("[{},{}]", n * step, (n + 1) * step)))).collect();
+    let sum: Vec<String> = (0..8)
+        .map(|n| {
+            format!("\"t{n}\":{}", entry("U8", &format!("[{step}]"), &format!("[{},{}]", n * step, (n + 1) * step)))
+        })
+        .collect();
     for (header, words) in [
         (two("[0,4]", "[2,6]"), ["`y` overlaps x", "byte"]),
         (two("[0,4]", "[0,4]"), ["overlaps", "byte"]),
@@ -178,7 +193,19 @@ fn an_index_cannot_lead_out_of_the_folder() {
     std::fs::create_dir_all(inner.join("sub")).unwrap();
     std::fs::write(inner.join("sub/x.safetensors"), safetensors_file(&small())).unwrap();
     let absolute = outer.path().join("secret.safetensors").display().to_string();
-    for name in ["../secret.safetensors", &absolute, "sub/x.safetensors", "sub/../../secret.safetensors", "..", ".", "", "./x", "x/", "a\\b", "nul\0byte"] {
+    for name in [
+        "../secret.safetensors",
+        &absolute,
+        "sub/x.safetensors",
+        "sub/../../secret.safetensors",
+        "..",
+        ".",
+        "",
+        "./x",
+        "x/",
+        "a\\b",
+        "nul\0byte",
+    ] {
         std::fs::write(inner.join("model.safetensors.index.json"), index(&[("a.weight", name)]).to_string()).unwrap();
         assert_says(Weights::open(&inner), &["model.safetensors.index.json", "`weight_map`", "plain names of files"]);
     }
@@ -188,14 +215,28 @@ fn an_index_cannot_lead_out_of_the_folder() {
 fn missing_shards_and_disagreeing_indexes_are_named() {
     let folder = Folder::new();
     folder.write("one.safetensors", safetensors_file(&small()));
-    folder.write_json("model.safetensors.index.json", &index(&[("a.weight", "one.safetensors"), ("z", "two.safetensors")]));
+    folder.write_json(
+        "model.safetensors.index.json",
+        &index(&[("a.weight", "one.safetensors"), ("z", "two.safetensors")]),
+    );
     assert_says(Weights::open(folder.path()), &["two.safetensors", "cannot open"]);
-    folder.write_json("model.safetensors.index.json", &index(&[("a.weight", "one.safetensors"), ("z", "one.safetensors")]));
+    folder.write_json(
+        "model.safetensors.index.json",
+        &index(&[("a.weight", "one.safetensors"), ("z", "one.safetensors")]),
+    );
     assert_says(Weights::open(folder.path()), &["index.json", "`z` is in none of the shards", "one.safetensors"]);
     folder.write("two.safetensors", safetensors_file(&[stored("z", Dtype::F32, &[1], vec![0; 4])]));
-    folder.write_json("model.safetensors.index.json", &index(&[("a.weight", "two.safetensors"), ("z", "one.safetensors")]));
+    folder.write_json(
+        "model.safetensors.index.json",
+        &index(&[("a.weight", "two.safetensors"), ("z", "one.safetensors")]),
+    );
     assert_says(Weights::open(folder.path()), &["index.json", "`a.weight` is in one.safetensors", "two.safetensors"]);
-    for (content, word) in [("{}", "weight_map"), ("{\"weight_map\":{}}", "weight_map"), ("{\"weight_map\":{\"a\":1}}", "line 1"), ("{\"weight", "line 1")] {
+    for (content, word) in [
+        ("{}", "weight_map"),
+        ("{\"weight_map\":{}}", "weight_map"),
+        ("{\"weight_map\":{\"a\":1}}", "line 1"),
+        ("{\"weight", "line 1"),
+    ] {
         folder.write("model.safetensors.index.json", content);
         assert_says(Weights::open(folder.path()), &["index.json", word]);
     }
@@ -218,7 +259,10 @@ fn expectations_are_checked_and_named() {
     let shape = [("vocab_size", 2), ("hidden_size", 3)];
     assert_eq!(weights.expect("a.weight", &[DType::F32, DType::Bf16], &shape).unwrap().bytes().len(), 12);
     assert_says(weights.expect("no.weight", &[DType::F32], &shape), &["model.safetensors", "`no.weight` is missing"]);
-    assert_says(weights.expect("a.weight", &[DType::F32, DType::F16], &shape), &["`a.weight` has dtype bf16", "f32 or f16"]);
+    assert_says(
+        weights.expect("a.weight", &[DType::F32, DType::F16], &shape),
+        &["`a.weight` has dtype bf16", "f32 or f16"],
+    );
     let result = weights.expect("a.weight", &[DType::Bf16], &[("vocab_size", 4), ("hidden_size", 3)]);
     assert_says(result, &["`a.weight` has shape [2, 3]", "[4 (vocab_size), 3 (hidden_size)]", "config.json"]);
     assert!(weights.expect("a.weight", &[DType::Bf16], &[("x", 2)]).is_err());

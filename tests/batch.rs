@@ -1,0 +1,90 @@
+//! Batches of several sequences, run through the executor itself, so that every row of logits can be seen.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use allotrope_cpu_runtime::{CpuDevice, CpuOptions};
+use allotrope_engine::{Llm, OptimizationLevel};
+use allotrope_graph::{Sizes, StepInputs};
+use allotrope_model::Checkpoint;
+use allotrope_runtime::{CacheLayout, Executor, ExecutorOptions, StartupLedger};
+
+/// Tokens in a KV block.
+const BLOCK_SIZE: usize = 16;
+/// KV blocks of each sequence.
+const BLOCKS: usize = 8;
+
+/// The inputs of one whole pass over one sequence, all of whose logits are wanted; its KV cache needs
+/// `tokens / block_size`, rounded up, blocks.
+#[must_use]
+pub fn one_sequence(tokens: &[u32], block_size: usize) -> StepInputs {
+    let places: Vec<i32> = (0..tokens.len() as i32).collect();
+    let blocks = tokens.len().div_ceil(block_size);
+    StepInputs {
+        token_ids: tokens.iter().map(|token| *token as i32).collect(),
+        positions: places.clone(),
+        slots: places.clone(),
+        token_sequences: vec![0; tokens.len()],
+        block_tables: (0..blocks as i32).collect(),
+        blocks,
+        logit_rows: places,
+    }
+}
+
+/// Several sequences that run together, each in KV blocks scattered over the cache.
+pub struct BatchRunner {
+    executor: Executor<CpuDevice>,
+    /// Tokens of each sequence that have run.
+    computed: Vec<usize>,
+}
+
+impl BatchRunner {
+    /// Loads a checkpoint at a level, for `sequences` sequences and steps of at most `tokens` tokens.
+    #[must_use]
+    pub fn new(folder: &Path, level: OptimizationLevel, sequences: usize, tokens: usize, threads: usize) -> Self {
+        let plan = Llm::builder(folder).optimization_level(level).plan().expect("a plan");
+        let settings = plan.settings();
+        let checkpoint = Checkpoint::open(folder).expect("a checkpoint");
+        let options = ExecutorOptions {
+            limits: Sizes { tokens, sequences, logit_rows: tokens, blocks: BLOCKS },
+            cache: CacheLayout { blocks: sequences * BLOCKS, block_size: BLOCK_SIZE },
+            vocabulary: checkpoint.config().vocab_size,
+            repack_weights: *settings.kernel.repack_weights,
+            graph_mode: *settings.compilation.cudagraph_mode,
+            capture: *settings.compilation.cudagraph_capture,
+            capture_sizes: vec![1, sequences, tokens],
+            require_graphs: false,
+        };
+        let device = CpuDevice::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).expect("a device");
+        let mut ledger = StartupLedger::since(std::time::Instant::now());
+        let executor = Executor::build(device, plan.graph().clone(), Arc::new(checkpoint), options, &mut ledger);
+        BatchRunner { executor: executor.expect("an executor"), computed: vec![0; sequences] }
+    }
+
+    /// Runs the next tokens of every sequence in one step; gives the logits of all of them, sequence by sequence.
+    #[must_use]
+    pub fn step(&mut self, tokens: &[&[u32]]) -> Vec<Vec<f32>> {
+        assert_eq!(tokens.len(), self.computed.len());
+        let sequences = tokens.len();
+        // Sequence s has blocks s, s + sequences, …, the last one first: neither contiguous nor in order.
+        let block_of = |sequence: usize, block: usize| (BLOCKS - 1 - block) * sequences + sequence;
+        let mut inputs = StepInputs { blocks: BLOCKS, ..StepInputs::default() };
+        for (sequence, new) in tokens.iter().enumerate() {
+            for token in *new {
+                let position = self.computed[sequence];
+                let slot = block_of(sequence, position / BLOCK_SIZE) * BLOCK_SIZE + position % BLOCK_SIZE;
+                inputs.logit_rows.push(inputs.token_ids.len() as i32);
+                inputs.token_ids.push(*token as i32);
+                inputs.positions.push(position as i32);
+                inputs.slots.push(slot as i32);
+                inputs.token_sequences.push(sequence as i32);
+                self.computed[sequence] += 1;
+            }
+            inputs.block_tables.extend((0..BLOCKS).map(|block| block_of(sequence, block) as i32));
+        }
+        let vocabulary = self.executor.options().vocabulary;
+        let mut rows = self.executor.step(&inputs).expect("a step").chunks_exact(vocabulary);
+        let mut of_sequence = |new: &[u32]| rows.by_ref().take(new.len()).flatten().copied().collect();
+        tokens.iter().map(|new| of_sequence(new)).collect()
+    }
+}

@@ -1,0 +1,103 @@
+//! Logits and greedy continuations agree with Hugging Face transformers: of the engine at the levels that differ most,
+//! and of the reference evaluator that defines every operation.
+//!
+//! How the tolerances come about is in this package's README.
+#![allow(clippy::unwrap_used)]
+
+use allotrope_engine::{Llm, OptimizationLevel};
+use allotrope_graph::evaluate::{ReferenceCache, evaluate};
+use allotrope_graph::{Definition, KvCacheType};
+use allotrope_model::Checkpoint;
+use allotrope_tests::{Reference, assert_close, checkpoint, one_sequence};
+
+/// How many times the error that transformers shows in the stored type is allowed. Other orders of summation flip other
+/// roundings, so two right engines may be on opposite sides of the exact value; one more is for the larger number of
+/// places that are compared here.
+const FACTOR: f64 = 3.0;
+
+/// The engine's logits at every position of prompt and continuation, and its own continuation.
+fn check_engine(name: &str, level: OptimizationLevel) {
+    let reference = Reference::load(name);
+    let mut llm = Llm::builder(checkpoint(name)).optimization_level(level).build().unwrap();
+    for (index, prompt) in reference.prompts.iter().enumerate() {
+        let context = format!("{name} at {level}, prompt {index}");
+        let forced = llm.logits(&prompt.forced(), 0).unwrap();
+        assert_eq!(forced.vocabulary, reference.vocabulary, "{context}");
+        check(&format!("{context}, whole pass"), &reference, &forced.prompt, &prompt.expected(reference.vocabulary));
+        let decoded = llm.logits(&prompt.prompt, prompt.tokens.len()).unwrap();
+        check(&format!("{context}, prompt"), &reference, &decoded.prompt, &prompt.logits);
+        if reference.is_decisive() {
+            assert_eq!(decoded.tokens, prompt.tokens, "{context}: another continuation");
+            check(&format!("{context}, decoding"), &reference, &decoded.steps, &prompt.step_logits);
+        }
+    }
+}
+
+/// The logits of the evaluator on the graph as it is built, in one pass over prompt and continuation.
+fn check_evaluator(name: &str) {
+    const BLOCK_SIZE: usize = 16;
+    let reference = Reference::load(name);
+    let model = Checkpoint::open(&checkpoint(name)).unwrap();
+    let graph = model.graph().unwrap();
+    let states: Vec<KvCacheType> = graph
+        .values()
+        .iter()
+        .filter(|value| matches!(value.definition, Definition::State { .. }))
+        .map(|value| value.ty.kv_cache().unwrap().clone())
+        .collect();
+    for (index, prompt) in reference.prompts.iter().enumerate() {
+        let inputs = one_sequence(&prompt.forced(), BLOCK_SIZE);
+        let slots = inputs.blocks * BLOCK_SIZE;
+        let mut caches: Vec<_> = states.iter().map(|ty| ReferenceCache::new(ty, slots)).collect();
+        let evaluation = evaluate(&graph, &model, &inputs, &mut caches, BLOCK_SIZE).unwrap();
+        let logits = evaluation.tensor(graph.outputs()[0]).unwrap();
+        let context = format!("{name} by the evaluator, prompt {index}");
+        check(&context, &reference, logits, &prompt.expected(reference.vocabulary));
+    }
+}
+
+/// Compares the last positions of `actual` with those that the reference has.
+fn check(context: &str, reference: &Reference, actual: &[f32], expected: &[f32]) {
+    let last = &actual[actual.len() - expected.len()..];
+    assert_close(context, last, expected, FACTOR * reference.numeric_error, FACTOR * reference.numeric_error_rms);
+}
+
+macro_rules! checkpoints {
+    ($($test:ident: $name:literal,)*) => {$(
+        mod $test {
+            use super::*;
+
+            #[test]
+            fn engine_at_o0() {
+                check_engine($name, OptimizationLevel::O0);
+            }
+
+            #[test]
+            fn engine_at_o2() {
+                check_engine($name, OptimizationLevel::O2);
+            }
+
+            #[test]
+            fn evaluator() {
+                check_evaluator($name);
+            }
+        }
+    )*};
+}
+
+checkpoints! {
+    grouped_query_bf16: "gqa-bf16",
+    multi_head_untied_bf16: "mha-untied-bf16",
+    multi_query_odd_sizes_bf16: "mqa-bf16",
+    sharded_untied_bf16: "sharded-bf16",
+    biases_bf16: "bias-bf16",
+    rope_llama3_bf16: "rope-llama3-bf16",
+    grouped_query_f16: "gqa-f16",
+    grouped_query_f32: "gqa-f32",
+    rope_linear_f32: "rope-linear-f32",
+    rope_llama3_f32: "rope-llama3-f32",
+    rope_yarn_f32: "rope-yarn-f32",
+    grouped_query_fp8: "gqa-fp8",
+    trained_bf16: "tiny-chat",
+    trained_fp8: "tiny-chat-fp8",
+}
