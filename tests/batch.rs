@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use allotrope_cpu_runtime::{CpuDevice, CpuOptions};
+use allotrope_cpu_runtime::{CpuDevice, Isa};
 use allotrope_engine::{Llm, OptimizationLevel};
 use allotrope_graph::{Sizes, StepInputs};
 use allotrope_model::Checkpoint;
@@ -55,7 +55,7 @@ impl BatchRunner {
             capture_sizes: vec![1, sequences, tokens],
             require_graphs: false,
         };
-        let device = CpuDevice::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).expect("a device");
+        let device = CpuDevice::new(threads, Isa::detect()).expect("a device");
         let mut ledger = StartupLedger::since(std::time::Instant::now());
         let executor = Executor::build(device, plan.graph().clone(), Arc::new(checkpoint), options, &mut ledger);
         BatchRunner { executor: executor.expect("an executor"), computed: vec![0; sequences] }

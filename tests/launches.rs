@@ -1,0 +1,116 @@
+//! What the levels do to a step: launches fall from O0 to O2, by numbers pinned for each architecture; every pass takes
+//! its share, and turning it off brings its launches back; recordings replay what is left.
+#![allow(clippy::unwrap_used)]
+
+use allotrope_engine::{Llm, LlmBuilder, OptimizationLevel, Plan, Prompt, SamplingParams, Statistics};
+use allotrope_tests::checkpoint;
+
+const PASS_CONFIG: &str = "compilation.pass_config";
+
+fn builder(name: &str, level: OptimizationLevel) -> LlmBuilder {
+    Llm::builder(checkpoint(name)).optimization_level(level)
+}
+
+fn plan(name: &str, level: OptimizationLevel) -> Plan {
+    builder(name, level).plan().unwrap()
+}
+
+/// Launches of a step at O2 with some passes turned on or off.
+fn launches_with(name: &str, passes: &[&'static str], on: bool) -> usize {
+    let set =
+        |builder: LlmBuilder, pass: &&str| builder.set(&format!("{PASS_CONFIG}.{pass}"), &on.to_string()).unwrap();
+    passes.iter().fold(builder(name, OptimizationLevel::O2), set).plan().unwrap().launches()
+}
+
+#[test]
+fn launches_fall_as_pinned() {
+    let pinned = [
+        ("gqa-bf16", [0, 0, 0, 0]),
+        ("bias-bf16", [0, 0, 0, 0]),
+        ("gqa-fp8", [0, 0, 0, 0]),
+        ("tiny-chat", [0, 0, 0, 0]),
+        ("tiny-chat-fp8", [0, 0, 0, 0]),
+    ];
+    let found = pinned.map(|(name, _)| (name, OptimizationLevel::ALL.map(|level| plan(name, level).launches())));
+    assert_eq!(found, pinned);
+    for (name, [o0, o1, o2, _]) in found {
+        assert!(o0 > o1 && o1 > o2, "{name}: {o0}, {o1}, {o2}");
+    }
+}
+
+#[test]
+fn the_reports_of_the_passes_account_for_every_launch() {
+    for name in ["gqa-bf16", "gqa-fp8"] {
+        for level in OptimizationLevel::ALL {
+            let plan = plan(name, level);
+            let mut launches = plan.launches_as_built();
+            for report in plan.passes() {
+                assert!(report.enabled || report.matches == 0, "{name} at {level}: {} is off but matched", report.name);
+                assert!(report.launches <= launches, "{name} at {level}: {} adds launches", report.name);
+                assert_eq!(report.launches < launches, report.matches > 0, "{name} at {level}: {}", report.name);
+                launches = report.launches;
+            }
+            assert_eq!(launches, plan.launches(), "{name} at {level}");
+            assert_eq!(plan.launch_labels().len(), plan.launches(), "{name} at {level}");
+        }
+    }
+}
+
+/// Passes overlap (an epilogue takes in what is left of a norm), so each is judged where it alone makes the difference:
+/// against no pass at all.
+#[test]
+fn each_pass_saves_launches_and_turning_it_off_brings_them_back() {
+    for name in ["gqa-bf16", "bias-bf16", "gqa-fp8"] {
+        let full = plan(name, OptimizationLevel::O2);
+        let effective: Vec<&'static str> =
+            full.passes().iter().filter(|report| report.matches > 0).map(|report| report.name).collect();
+        let all: Vec<&'static str> = full.passes().iter().map(|report| report.name).collect();
+        assert_eq!(launches_with(name, &all, false), full.launches_as_built(), "{name}: all passes off");
+        for pass in effective {
+            let others: Vec<&'static str> = all.iter().copied().filter(|other| *other != pass).collect();
+            assert!(
+                launches_with(name, &others, false) < full.launches_as_built(),
+                "{name}: {pass} alone saves nothing"
+            );
+            assert!(launches_with(name, &[pass], false) > full.launches(), "{name}: O2 without {pass} is no worse");
+        }
+    }
+}
+
+/// Statistics after an answer of some tokens.
+fn statistics(name: &str, level: OptimizationLevel) -> Statistics {
+    let mut llm = builder(name, level).build().unwrap();
+    let params = SamplingParams { max_tokens: Some(6), ignore_eos: true, ..SamplingParams::greedy() };
+    llm.generate(&[Prompt::Tokens(vec![3, 1, 4])], &params).unwrap();
+    llm.statistics()
+}
+
+#[test]
+fn recordings_replace_launches() {
+    use OptimizationLevel::{O0, O1, O2, O3};
+    for name in ["gqa-bf16", "tiny-chat-fp8"] {
+        let [o0, o1, o2, o3] = [O0, O1, O2, O3].map(|level| statistics(name, level));
+        for (level, found) in [(O0, &o0), (O1, &o1), (O2, &o2), (O3, &o3)] {
+            assert_eq!(found.throughput.launches_per_decode_step, plan(name, level).launches(), "{name} at {level}");
+            assert_eq!(found.late_captures, 0, "{name} at {level}: something was recorded after the start");
+        }
+        assert_eq!(o0.recordings, 0, "{name}");
+        assert_eq!(o0.throughput.submissions_per_decode_step, o0.throughput.launches_per_decode_step, "{name}");
+        let submissions = [&o0, &o1, &o2].map(|found| found.throughput.submissions_per_decode_step);
+        assert!(submissions[0] > submissions[1] && submissions[1] > submissions[2], "{name}: {submissions:?}");
+        assert_eq!(
+            (submissions[2], o3.throughput.submissions_per_decode_step),
+            (1, 1),
+            "{name}: a decode step is one replay"
+        );
+        assert!(o1.recordings > 0 && o2.recordings > o1.recordings, "{name}: {} and {}", o1.recordings, o2.recordings);
+    }
+}
+
+#[test]
+fn eager_execution_keeps_the_level_but_records_and_fuses_nothing() {
+    let llm = builder("gqa-bf16", OptimizationLevel::O2).set("enforce_eager", "true").unwrap();
+    let plan = llm.plan().unwrap();
+    assert_eq!(plan.launches(), plan.launches_as_built());
+    assert!(*plan.settings().kernel.repack_weights, "the rest is left to the level");
+}

@@ -14,7 +14,13 @@ fn alone(name: &str, level: OptimizationLevel, prompts: &[Vec<u32>]) -> Vec<Toke
 }
 
 /// What the prompts give as one batch: all of them in one step, then the given continuations token by token.
-fn together(name: &str, level: OptimizationLevel, threads: usize, prompts: &[Vec<u32>], alone: &[TokenLogits]) -> Vec<[Vec<f32>; 2]> {
+fn together(
+    name: &str,
+    level: OptimizationLevel,
+    threads: usize,
+    prompts: &[Vec<u32>],
+    alone: &[TokenLogits],
+) -> Vec<[Vec<f32>; 2]> {
     let tokens = prompts.iter().map(Vec::len).sum();
     let mut runner = BatchRunner::new(&checkpoint(name), level, prompts.len(), tokens, threads);
     let of_prompts = runner.step(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>());

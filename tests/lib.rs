@@ -1,5 +1,10 @@
 //! What the tests that cross crates share: the fixtures, their references, batches, and comparisons.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc, reason = "helpers of tests fail by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    reason = "helpers of tests fail by panicking"
+)]
 
 mod batch;
 
@@ -60,7 +65,8 @@ impl Reference {
         let bytes = fs::read(path.with_extension("safetensors")).expect("the reference tensors");
         let tensors = SafeTensors::deserialize(&bytes).expect("the reference tensors");
         let described: Value =
-            serde_json::from_slice(&fs::read(path.with_extension("json")).expect("the reference's description")).unwrap();
+            serde_json::from_slice(&fs::read(path.with_extension("json")).expect("the reference's description"))
+                .unwrap();
         let rows = described["prompts"].as_array().unwrap();
         let largest = |key: &str| rows.iter().map(|row| row[key].as_f64().unwrap()).fold(0.0, f64::max);
         let floats = |name: String| -> Vec<f32> {
@@ -118,7 +124,10 @@ pub fn assert_close(context: &str, actual: &[f32], expected: &[f32], tolerance: 
     let mut squares = 0.0;
     for (index, (actual, expected)) in actual.iter().zip(expected).enumerate() {
         let error = (f64::from(*actual) - f64::from(*expected)).abs();
-        assert!(error <= tolerance, "{context}, element {index}: {actual} instead of {expected}, tolerance {tolerance:.2e}");
+        assert!(
+            error <= tolerance,
+            "{context}, element {index}: {actual} instead of {expected}, tolerance {tolerance:.2e}"
+        );
         squares += error * error;
     }
     let found = (squares / expected.len().max(1) as f64).sqrt();
@@ -131,6 +140,10 @@ pub fn assert_same_bits(context: &str, actual: &[f32], expected: &[f32]) {
     let difference = actual.iter().zip(expected).position(|(actual, expected)| actual.to_bits() != expected.to_bits());
     if let Some(index) = difference {
         let (actual, expected) = (actual[index], expected[index]);
-        panic!("{context}: element {index} is {actual:e} ({:08x}) instead of {expected:e} ({:08x})", actual.to_bits(), expected.to_bits());
+        panic!(
+            "{context}: element {index} is {actual:e} ({:08x}) instead of {expected:e} ({:08x})",
+            actual.to_bits(),
+            expected.to_bits()
+        );
     }
 }

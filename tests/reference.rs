@@ -10,10 +10,12 @@ use allotrope_graph::{Definition, KvCacheType};
 use allotrope_model::Checkpoint;
 use allotrope_tests::{Reference, assert_close, checkpoint, one_sequence};
 
-/// How many times the error that transformers shows in the stored type is allowed. Other orders of summation flip other
-/// roundings, so two right engines may be on opposite sides of the exact value; one more is for the larger number of
-/// places that are compared here.
-const FACTOR: f64 = 3.0;
+/// How many times the largest error that transformers shows in the stored type is allowed: other orders of summation flip
+/// other roundings, and the largest of many errors varies.
+const LARGEST: f64 = 3.0;
+
+/// The same for the root of the mean square, which varies less; the evaluator is at 0.5 to 1.3.
+const ROOT_MEAN_SQUARE: f64 = 2.0;
 
 /// The engine's logits at every position of prompt and continuation, and its own continuation.
 fn check_engine(name: &str, level: OptimizationLevel) {
@@ -59,7 +61,13 @@ fn check_evaluator(name: &str) {
 /// Compares the last positions of `actual` with those that the reference has.
 fn check(context: &str, reference: &Reference, actual: &[f32], expected: &[f32]) {
     let last = &actual[actual.len() - expected.len()..];
-    assert_close(context, last, expected, FACTOR * reference.numeric_error, FACTOR * reference.numeric_error_rms);
+    assert_close(
+        context,
+        last,
+        expected,
+        LARGEST * reference.numeric_error,
+        ROOT_MEAN_SQUARE * reference.numeric_error_rms,
+    );
 }
 
 macro_rules! checkpoints {

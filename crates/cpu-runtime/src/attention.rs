@@ -465,10 +465,10 @@ impl Group<'_> {
 fn weigh(scores: &mut [f32], visible: usize, scale: f32, state: &mut Softmax, sums: &mut [f32]) {
     let mut largest = [f32::NEG_INFINITY; LANES];
     for (chunk, scores) in scores.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        for lane in 0..LANES {
+        for (lane, (score, largest)) in scores.iter_mut().zip(&mut largest).enumerate() {
             let masked = chunk * LANES + lane >= visible;
-            scores[lane] = if masked { f32::NEG_INFINITY } else { scores[lane] * scale };
-            largest[lane] = largest[lane].max(scores[lane]);
+            *score = if masked { f32::NEG_INFINITY } else { *score * scale };
+            *largest = largest.max(*score);
         }
     }
     let largest = largest.into_iter().fold(state.largest, f32::max);
@@ -480,9 +480,9 @@ fn weigh(scores: &mut [f32], visible: usize, scale: f32, state: &mut Softmax, su
     }
     state.largest = largest;
     for scores in scores.as_chunks_mut::<LANES>().0 {
-        for lane in 0..LANES {
-            scores[lane] = math::exp(scores[lane] - base);
-            state.totals[lane] += scores[lane];
+        for (score, total) in scores.iter_mut().zip(&mut state.totals) {
+            *score = math::exp(*score - base);
+            *total += *score;
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Memory for kernels: page-aligned buffers backed by huge pages, and the measurement of what the memory can do.
 
+use crate::isa::{Isa, Task};
+use crate::simd::{LANES, Simd};
 use crate::team::Team;
 use memmap2::MmapMut;
 use std::marker::PhantomData;
@@ -183,7 +185,7 @@ impl BandwidthProbe {
         team.run(|worker| {
             let share = worker.partition(lines);
             let part = bytes.get(share.start * LINE..share.end * LINE);
-            std::hint::black_box(crate::isa::Isa::detect().dispatch(Read(part.unwrap_or(&[]))));
+            std::hint::black_box(Isa::detect().dispatch(Read(part.unwrap_or(&[]))));
         });
         bytes.len() as f64 / begin.elapsed().as_secs_f64()
     }
@@ -191,21 +193,31 @@ impl BandwidthProbe {
 
 const LINE: usize = 64;
 
-/// Folds bytes into one number, so that they must be read.
+/// Sums bytes as if they were single-precision numbers, so that they must be read.
 struct Read<'a>(&'a [u8]);
 
-impl crate::isa::Task for Read<'_> {
-    type Output = u64;
+impl Task for Read<'_> {
+    type Output = f32;
     #[inline(always)]
-    fn run<S: crate::simd::Simd>(self) -> u64 {
-        let mut folded = [0u64; 8];
-        for line in self.0.chunks_exact(LINE) {
-            // SAFETY: the path's features are present inside `dispatch`.
-            unsafe { S::prefetch(line.as_ptr().wrapping_add(4096)) };
-            for (sum, word) in folded.iter_mut().zip(line.as_chunks::<8>().0) {
-                *sum ^= u64::from_ne_bytes(*word);
+    fn run<S: Simd>(self) -> f32 {
+        let mut total = [0.0f32; LANES];
+        // SAFETY: the path's features are present inside `dispatch`; a line has LANES numbers.
+        unsafe {
+            let mut sums = [S::splat(0.0); 4];
+            let zero = S::splat(0.0);
+            for lines in self.0.chunks_exact(4 * LINE) {
+                for (line, sum) in sums.iter_mut().enumerate() {
+                    let from = lines.as_ptr().add(line * LINE);
+                    S::prefetch(from.wrapping_add(4096));
+                    *sum = S::multiply_add(*sum, S::load_f32(from.cast()), zero);
+                }
+            }
+            for sum in sums {
+                let mut lanes = [0.0f32; LANES];
+                S::store_f32(lanes.as_mut_ptr(), sum);
+                total.iter_mut().zip(lanes).for_each(|(total, lane)| *total += lane);
             }
         }
-        folded.into_iter().fold(0, |a, b| a ^ b)
+        total.iter().sum()
     }
 }

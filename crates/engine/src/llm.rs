@@ -73,6 +73,7 @@ impl LlmBuilder {
     /// If the checkpoint is missing, broken or not supported, a setting can't be had, or memory does not suffice.
     pub fn build(self) -> Result<Llm, EngineError> {
         let mut ledger = StartupLedger::since(self.started);
+        ledger.claim("read options", self.started.elapsed());
         let folder = self.folder;
         let tokenizer = ledger.phase("start tokenizer thread", || load_tokenizer(&folder))?;
         let plan = Plan::new(&folder, &self.options, &mut ledger)?;

@@ -319,16 +319,24 @@ impl<D: Device> Executor<D> {
             return Ok(());
         }
         let limits = &self.options.limits;
-        let by_logits = match part {
-            Part::Step => true,
-            Part::Body => false,
-            Part::Piece(index) => self.pieces[index].rows == Dim::LogitRows,
+        let (by_tokens, by_logits) = match part {
+            Part::Step => (true, true),
+            Part::Body => (true, false),
+            Part::Piece(index) => {
+                let by_logits = self.pieces[index].rows == Dim::LogitRows;
+                (!by_logits, by_logits)
+            }
         };
         let smaller = size.checked_sub(1).map_or(0, |size| self.options.capture_sizes[size]);
         if by_logits && smaller >= limits.logit_rows {
             return Ok(());
         }
-        let sizes = Sizes { tokens: rows.min(limits.tokens), logit_rows: rows.min(limits.logit_rows), ..*limits };
+        // What a part does not run over bounds nothing: the pieces over wanted logits read from any number of tokens.
+        let sizes = Sizes {
+            tokens: if by_tokens { rows.min(limits.tokens) } else { limits.tokens },
+            logit_rows: if by_logits { rows.min(limits.logit_rows) } else { limits.logit_rows },
+            ..*limits
+        };
         let recording = self.device.record(&self.kernels[self.groups_of(part)], &sizes)?;
         self.recordings[index][size] = Some(recording);
         self.late_captures += u64::from(self.ready);

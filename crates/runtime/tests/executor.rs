@@ -34,7 +34,7 @@ impl Target for Scribe {
 
 struct Recording {
     groups: Vec<usize>,
-    size: usize,
+    limits: Sizes,
 }
 
 impl Device for Scribe {
@@ -68,11 +68,13 @@ impl Device for Scribe {
     }
     fn record(&mut self, kernels: &[usize], sizes: &Sizes) -> Result<Recording, DeviceError> {
         self.calls.push(Call::Record(kernels.to_vec(), sizes.tokens, sizes.logit_rows));
-        Ok(Recording { groups: kernels.to_vec(), size: sizes.tokens })
+        Ok(Recording { groups: kernels.to_vec(), limits: *sizes })
     }
     fn replay(&mut self, recording: &Recording, sizes: &Sizes) -> Result<(), DeviceError> {
-        assert!(sizes.tokens <= recording.size || recording.groups.first() > Some(&3));
-        self.calls.push(Call::Replay(recording.groups.clone(), recording.size));
+        let limits = recording.limits;
+        assert!(sizes.tokens <= limits.tokens && sizes.logit_rows <= limits.logit_rows, "{sizes:?} in {limits:?}");
+        let size = if recording.groups.first() > Some(&3) { limits.logit_rows } else { limits.tokens };
+        self.calls.push(Call::Replay(recording.groups.clone(), size));
         Ok(())
     }
     fn read_output(&mut self, _: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError> {

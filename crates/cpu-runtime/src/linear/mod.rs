@@ -95,16 +95,17 @@ impl Job {
 
     /// Bytes of scratch that each member needs, for any number of rows.
     pub(crate) fn scratch_bytes(&self, threads: usize) -> Result<usize, KernelError> {
-        // Scratch depends on whether x is one register tile, and on nothing else about the rows.
+        // About the rows, scratch depends only on whether they are one register tile, and whether they are so few that
+        // weights are unpacked in registers. More rows never need less.
         let bytes = |rows| {
             let overflow = KernelError::Overflow { kernel: KERNEL, argument: "scratch" };
             self.plan(rows, threads).scratch_bytes().ok_or(overflow)
         };
-        Ok(bytes(1)?.max(bytes(MANY_ROWS)?))
+        bytes(MANY_ROWS)
     }
 }
 
-/// More rows than any register tile has.
+/// More rows than any register tile has: the case that needs most scratch.
 const MANY_ROWS: usize = 64;
 
 /// Does this member's part of products that do not depend on each other, each of `rows` rows of x. All members must

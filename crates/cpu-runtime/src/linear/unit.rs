@@ -46,12 +46,9 @@ impl Plan {
         let stored_row = weights.blocks().saturating_mul(BLOCK_BYTES);
         let unpacked_row = weights.blocks().saturating_mul(D::PARTS * D::OPERAND_BYTES);
         let one_tile = rows <= S::TILE_ROWS;
-        let unpack_weights = !D::PLAIN && !one_tile;
-        let (budget, row_bytes) = match (one_tile, unpack_weights) {
-            (true, _) => (STREAM_BYTES, stored_row),
-            (false, false) => (CACHED_BYTES, stored_row),
-            (false, true) => (CACHED_BYTES, unpacked_row),
-        };
+        let unpack_weights = !D::PLAIN && rows > S::DIRECT_ROWS;
+        let row_bytes = if unpack_weights { unpacked_row } else { stored_row };
+        let budget = if one_tile { STREAM_BYTES } else { CACHED_BYTES };
         let fair = columns.div_ceil(threads.saturating_mul(UNITS_PER_MEMBER));
         let columns_per_unit = (budget / row_bytes.max(1)).min(fair).next_multiple_of(TILE_COLUMNS).max(TILE_COLUMNS);
         const { assert!(S::TILE_ROWS <= MOST_ROWS) };
