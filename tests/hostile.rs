@@ -114,7 +114,7 @@ fn shapes_that_contradict_the_configuration_are_named() {
     let cases: [(&'static str, Value, &str); 4] = [
         ("intermediate_size", json!(96), "mlp"),
         ("num_key_value_heads", json!(1), "k_proj"),
-        ("vocab_size", json!(256), "embed_tokens"),
+        ("vocab_size", json!(511), "embed_tokens"),
         ("tie_word_embeddings", json!(false), "lm_head"),
     ];
     for (field, value, tensor) in cases {

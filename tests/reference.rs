@@ -45,7 +45,7 @@ fn check_evaluator(name: &str) {
         .values()
         .iter()
         .filter(|value| matches!(value.definition, Definition::State { .. }))
-        .map(|value| value.ty.kv_cache().unwrap().clone())
+        .map(|value| *value.ty.kv_cache().unwrap())
         .collect();
     for (index, prompt) in reference.prompts.iter().enumerate() {
         let inputs = one_sequence(&prompt.forced(), BLOCK_SIZE);

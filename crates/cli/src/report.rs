@@ -31,9 +31,11 @@ fn text_of(llm: &Llm) -> String {
     text.push('\n');
     if throughput.decode_tokens > 0 {
         text.push_str(&line("decode", throughput.decode_tokens, throughput.decode_time));
+        let submissions = throughput.submissions_per_decode_step;
         text.push_str(&format!(
-            "; {} kernels per step, started by {} submissions\n",
-            throughput.launches_per_decode_step, throughput.submissions_per_decode_step
+            "; {} kernels per step in {submissions} submission{}\n",
+            throughput.launches_per_decode_step,
+            if submissions == 1 { "" } else { "s" }
         ));
     }
     text

@@ -348,7 +348,7 @@ impl Group<'_> {
                 for (index, row) in rows.clone().enumerate() {
                     let to = self.scratch.add(index * layout.query_bytes);
                     let from = attention.queries.add(self.offset(row));
-                    unpack_row::<D>(from, BLOCK_BYTES, cache.row_bytes(), to);
+                    unpack_row::<S, D>(from, BLOCK_BYTES, cache.row_bytes(), to);
                 }
                 self.part(2).fill(0.0);
                 let last = self.tokens.clone().map(|token| attention.positions.add(token).read()).max();

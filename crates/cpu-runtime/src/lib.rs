@@ -1,4 +1,7 @@
 //! The CPU device: SIMD kernels, a thread team and recorded launch lists.
+//!
+//! [`CpuDevice`] is what the runtime drives. [`linear`], [`Team`] and [`measure_read_bandwidth`] can be used by
+//! themselves. The crate's `README.md` has the layouts, the numeric contract and what was measured.
 
 mod attention;
 mod device;

@@ -13,6 +13,10 @@ const CACHED_BYTES: usize = 512 << 10;
 /// Bytes of an x tile that are used over all weights of a unit before the next run of blocks: half of a first-level
 /// cache.
 const TILE_BYTES: usize = 24 << 10;
+/// The most tiles of x for which weights are unpacked in registers, again for each tile.
+const DIRECT_TILES: usize = 2;
+/// Bytes ahead of use at which weights that are unpacked to scratch are asked for.
+const PREFETCH_BYTES: usize = 4096;
 /// The most rows of a tile on any path.
 const MOST_ROWS: usize = 6;
 /// Units per member that make sharing out fair.
@@ -46,7 +50,8 @@ impl Plan {
         let stored_row = weights.blocks().saturating_mul(BLOCK_BYTES);
         let unpacked_row = weights.blocks().saturating_mul(D::PARTS * D::OPERAND_BYTES);
         let one_tile = rows <= S::TILE_ROWS;
-        let unpack_weights = !D::PLAIN && rows > S::DIRECT_ROWS;
+        // Unpacking to scratch is a pass of its own over the weights, which two tiles of x do not pay for.
+        let unpack_weights = !D::PLAIN && rows > DIRECT_TILES * S::TILE_ROWS;
         let row_bytes = if unpack_weights { unpacked_row } else { stored_row };
         let budget = if one_tile { STREAM_BYTES } else { CACHED_BYTES };
         let fair = columns.div_ceil(threads.saturating_mul(UNITS_PER_MEMBER));
@@ -160,7 +165,7 @@ pub(super) unsafe fn run<S: Simd, D: Dot>(
             for (index, column) in stored.columns.clone().enumerate() {
                 let from = weights.begin.add(weights.row_offset(column));
                 let to = w_scratch.add(index * plan.unpacked_row);
-                unpack_row::<D>(from, block_stride, row_bytes, to);
+                unpack_row::<S, D>(from, block_stride, row_bytes, to);
             }
             let unpacked = Unit {
                 w: Columns {
@@ -194,12 +199,14 @@ fn run_of_blocks<S: Simd>(block_bytes: usize, rows: &Range<usize>) -> usize {
 /// # Safety
 /// The row must be readable and `to` have room for all its operands.
 #[inline(always)]
-pub(crate) unsafe fn unpack_row<D: Dot>(from: *const u8, block_stride: usize, row_bytes: usize, to: *mut u8) {
+pub(crate) unsafe fn unpack_row<S: Simd, D: Dot>(from: *const u8, block_stride: usize, row_bytes: usize, to: *mut u8) {
     let (blocks, tail) = (row_bytes / BLOCK_BYTES, row_bytes % BLOCK_BYTES);
     // SAFETY: the caller's contract.
     unsafe {
         for block in 0..blocks {
-            let operands = D::unpack(from.add(block * block_stride));
+            let stored = from.add(block * block_stride);
+            S::prefetch(stored.wrapping_add(PREFETCH_BYTES));
+            let operands = D::unpack(stored);
             for part in 0..D::PARTS {
                 let index = block * D::PARTS + part;
                 D::store(to.add(index * D::OPERAND_BYTES), operands[part]);
@@ -245,7 +252,7 @@ unsafe fn row_tiles<S: Simd, D: Dot, W: Dot<Operand = D::Operand>>(
                 if prepared.0 != wanted {
                     for row in 0..count {
                         let to = x_scratch.add(row * plan.unpacked_row);
-                        unpack_row::<D>(x.add(row * row_bytes), BLOCK_BYTES, row_bytes, to);
+                        unpack_row::<S, D>(x.add(row * row_bytes), BLOCK_BYTES, row_bytes, to);
                     }
                     prepared.0 = wanted;
                 }

@@ -147,7 +147,6 @@ const _: () = assert!(BLOCK_BYTES == 64);
 
 impl Simd for Avx2 {
     const TILE_ROWS: usize = 3;
-    const DIRECT_ROWS: usize = 2;
     type Bf16 = Avx2Bf16;
     type F16 = Avx2F16;
     type F32 = Avx2F32;

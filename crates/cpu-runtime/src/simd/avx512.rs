@@ -189,7 +189,6 @@ pub(super) use avx512_lanes;
 
 impl Simd for Avx512 {
     const TILE_ROWS: usize = 6;
-    const DIRECT_ROWS: usize = 3;
     type Bf16 = Avx512Bf16Widened;
     type F16 = Avx512F16;
     type F32 = Avx512F32;

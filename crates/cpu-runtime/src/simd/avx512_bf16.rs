@@ -111,7 +111,6 @@ bf16_dot!(
 
 impl Simd for Avx512Bf16 {
     const TILE_ROWS: usize = 6;
-    const DIRECT_ROWS: usize = 3;
     type Bf16 = Bf16Pairs;
     type F16 = Avx512F16;
     type F32 = Avx512F32;

@@ -72,9 +72,6 @@ pub(crate) trait Dot: Copy + 'static {
 pub(crate) trait Simd: Copy + 'static {
     /// The most rows of x in a register tile.
     const TILE_ROWS: usize;
-    /// The most rows of x for which weights are unpacked in registers, again for each tile; with more, a unit's weights
-    /// are unpacked to scratch first.
-    const DIRECT_ROWS: usize;
     /// Products of bfloat16 rows.
     type Bf16: Dot;
     /// Products of IEEE half-precision rows.

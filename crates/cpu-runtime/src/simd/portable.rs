@@ -131,7 +131,6 @@ impl<E: Element, const PARTS: usize> Dot for PortableDot<E, PARTS> {
 
 impl Simd for Portable {
     const TILE_ROWS: usize = 2;
-    const DIRECT_ROWS: usize = 2;
     type Bf16 = PortableDot<Bf16, 4>;
     type F16 = PortableDot<F16, 4>;
     type F32 = PortableDot<F32, 2>;
