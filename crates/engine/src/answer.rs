@@ -60,6 +60,9 @@ impl Answer {
             let emitted = self.output.push(&rest);
             text.push_str(&emitted.text);
             text.push_str(&self.output.finish());
+            if emitted.stopped {
+                finish_reason = Some(FinishReason::Stop);
+            }
         }
         self.finish_reason = finish_reason;
         self.text.push_str(&text);
