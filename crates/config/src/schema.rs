@@ -84,6 +84,7 @@ pub fn explanation_schema() -> Json {
     root.insert(
         "properties".to_owned(),
         json!({
+            "step": { "type": "object" },
             "settings": {
                 "type": "array",
                 "items": {

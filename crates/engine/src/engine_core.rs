@@ -8,7 +8,7 @@ use allotrope_runtime::{Device, Executor};
 
 use crate::block_pool::{BlockPool, BlockPoolError};
 use crate::error::EngineError;
-use crate::request::{FinishReason, Request};
+use crate::request::{FinishReason, Request, TokenLogits};
 use crate::sampling::{Sampler, SamplingParams, TokenCounts};
 use crate::scheduler::{Scheduled, Scheduler, SchedulerLimits, SequenceId};
 
@@ -197,13 +197,9 @@ impl<D: Device> EngineCore<D> {
         }
     }
 
-    /// The logits at every position of `tokens`, `[tokens, vocabulary]`, then of a greedy continuation of `new_tokens`,
-    /// with the tokens picked. Needs an idle core.
-    pub(crate) fn logits(
-        &mut self,
-        tokens: &[u32],
-        new_tokens: usize,
-    ) -> Result<(Vec<f32>, Vec<u32>, Vec<f32>), EngineError> {
+    /// The logits at every position of `tokens`, then of a greedy continuation of `new_tokens`. Needs an idle core.
+    pub(crate) fn logits(&mut self, tokens: &[u32], new_tokens: usize) -> Result<TokenLogits, EngineError> {
+        let vocabulary = self.vocabulary;
         let (mut prompt_logits, mut picked, mut step_logits) = (Vec::new(), Vec::new(), Vec::new());
         let chunk = self.executor.options().limits.logit_rows.min(self.executor.options().limits.tokens);
         let blocks = (tokens.len() + new_tokens).div_ceil(self.block_size);
@@ -226,7 +222,7 @@ impl<D: Device> EngineCore<D> {
             run(index * chunk, part, &mut prompt_logits)?;
         }
         let mut greedy = Sampler::new(&SamplingParams::greedy(), 0)?;
-        let mut last = prompt_logits[prompt_logits.len() - self.vocabulary..].to_vec();
+        let mut last = prompt_logits[prompt_logits.len() - vocabulary..].to_vec();
         for step in 0..new_tokens {
             step_logits.extend_from_slice(&last);
             let token = greedy.sample(&mut last, &TokenCounts::default())?;
@@ -236,7 +232,7 @@ impl<D: Device> EngineCore<D> {
                 run(tokens.len() + step, &[token], &mut last)?;
             }
         }
-        Ok((prompt_logits, picked, step_logits))
+        Ok(TokenLogits { prompt: prompt_logits, tokens: picked, steps: step_logits, vocabulary })
     }
 }
 

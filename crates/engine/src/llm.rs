@@ -200,8 +200,15 @@ impl Llm {
     pub fn logits(&mut self, tokens: &[u32], new_tokens: usize) -> Result<TokenLogits, EngineError> {
         let length = tokens.len().saturating_add(new_tokens);
         self.check_prompt(tokens, length)?;
-        let (prompt, tokens, steps) = self.core.logits(tokens, new_tokens)?;
-        Ok(TokenLogits { prompt, tokens, steps, vocabulary: self.checkpoint.config().vocab_size })
+        self.core.logits(tokens, new_tokens)
+    }
+
+    /// Checks a prompt and parameters as [`Llm::generate`] would, and runs nothing.
+    ///
+    /// # Errors
+    /// If the prompt does not fit into the context, or a parameter is out of range.
+    pub fn check(&self, prompt: &Prompt, params: &SamplingParams) -> Result<(), EngineError> {
+        self.request(prompt, params).map(|_| ())
     }
 
     /// The token ids of a prompt.

@@ -45,16 +45,9 @@ pub(crate) struct Options {
     /// Measure warm starts alone
     #[arg(long)]
     warm_only: bool,
-    /// Where to write every measurement as JSON
-    #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
-    json: PathBuf,
-}
-
-/// Whether the checkpoint's files are in the page cache when a process starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Start {
-    Cold,
-    Warm,
+    /// Where to write every measurement as JSON [default: bench.json in cargo's target folder]
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 /// Measures, prints the comparison and writes the JSON.
@@ -62,84 +55,85 @@ enum Start {
 /// # Errors
 /// If the program can't be built, a run fails, its report can't be read, or the levels disagree in a bit.
 pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
-    let program = build()?;
-    let vocabulary = vocabulary(&options.model)?;
+    let model = options.model.canonicalize().map_err(TaskError::file(&options.model))?;
+    let vocabulary = vocabulary(&model)?;
+    let target = target_folder()?;
+    let program = build(&target)?;
     let machine = Machine::describe()?;
     println!("{machine}");
     let folder = tempfile::tempdir().map_err(TaskError::file(Path::new("a temporary folder")))?;
-    let prompts = folder.path().join("prompt.jsonl");
-    let tokens = prompt(options.prompt_tokens, vocabulary);
-    fs::write(&prompts, format!("{}\n", json!({ "tokens": tokens }))).map_err(TaskError::file(&prompts))?;
-    let mut rows: Vec<Row> = options.levels.iter().map(|level| Row::new(*level)).collect();
-    for round in 1..=options.runs {
-        for row in &mut rows {
-            eprintln!("round {round} of {}, {}", options.runs, row.level);
-            if !options.warm_only {
-                page_cache::drop_files(&options.model)?;
-                row.cold.push(measure(&program, options, &prompts, row.level, Start::Cold)?);
-            }
-            row.warm.push(measure(&program, options, &prompts, row.level, Start::Warm)?);
-        }
-    }
-    let bits = agreement::compare(&program, &options.model, &options.levels, vocabulary, folder.path())?;
+    let bench = Bench { options, model: &model, program: &program, folder: folder.path(), vocabulary };
     let comparison = Comparison {
         model: options.model.display().to_string(),
-        checkpoint_bytes: page_cache::checkpoint_bytes(&options.model)?,
+        checkpoint_bytes: page_cache::checkpoint_bytes(&model)?,
         prompt_tokens: options.prompt_tokens,
         new_tokens: options.new_tokens,
         machine,
-        rows,
-        bits,
+        rows: bench.rounds()?,
+        bits: agreement::compare(&program, &model, &options.levels, vocabulary, folder.path())?,
     };
     println!("{comparison}");
-    let target = workspace::root().join(&options.json);
-    fs::write(&target, format!("{:#}\n", comparison.to_json())).map_err(TaskError::file(&target))?;
-    println!("every measurement: {}", target.display());
+    let json = options.json.clone().unwrap_or_else(|| target.join("bench.json"));
+    fs::write(&json, format!("{:#}\n", comparison.to_json())).map_err(TaskError::file(&json))?;
+    println!("every measurement: {}", json.display());
     comparison.bits.check()
 }
 
-/// Builds the program and gives its path.
-fn build() -> Result<PathBuf, TaskError> {
-    workspace::run("cargo", &["build", "--release", "--package", "allotrope"])?;
+/// Cargo's target folder.
+fn target_folder() -> Result<PathBuf, TaskError> {
     let arguments = ["metadata", "--format-version", "1", "--no-deps", "--offline"];
     let output = process::capture(Path::new("cargo"), &arguments)?;
     let metadata: Value = serde_json::from_str(&output.stdout)
         .map_err(|error| TaskError::Message(format!("cargo metadata is not JSON: {error}")))?;
-    let target = metadata.get("target_directory").and_then(Value::as_str);
-    let target = target.ok_or_else(|| TaskError::Message("cargo metadata names no target_directory".into()))?;
-    Ok(Path::new(target).join("release").join(format!("allotrope{}", std::env::consts::EXE_SUFFIX)))
+    let target = metadata.get("target_directory").and_then(Value::as_str).map(PathBuf::from);
+    target.ok_or_else(|| TaskError::Message("cargo metadata names no target_directory".into()))
 }
 
-/// One process: load, prefill, decode.
-fn measure(
-    program: &Path,
-    options: &Options,
-    prompts: &Path,
-    level: OptimizationLevel,
-    start: Start,
-) -> Result<Sample, TaskError> {
-    let model = options.model.to_string_lossy();
-    let (prompts, level) = (prompts.to_string_lossy(), level.to_string());
-    let new_tokens = options.new_tokens.to_string();
-    let arguments = [
-        "generate",
-        "--model",
-        &model,
-        "--prompts",
-        &prompts,
-        "--format",
-        "json",
-        "--optimization-level",
-        &level,
-        "--max-tokens",
-        &new_tokens,
-        "--ignore-eos",
-        "--temperature",
-        "0",
-    ];
-    let output = process::capture(program, &arguments)?;
-    let sample = Sample::parse(&output)?;
-    if start == Start::Cold { Ok(sample) } else { Ok(Sample { read_bytes: None, ..sample }) }
+/// Builds the program and gives its path.
+fn build(target: &Path) -> Result<PathBuf, TaskError> {
+    workspace::run("cargo", &["build", "--release", "--package", "allotrope"])?;
+    Ok(target.join("release").join(format!("allotrope{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// What every measurement needs.
+struct Bench<'a> {
+    options: &'a Options,
+    model: &'a Path,
+    program: &'a Path,
+    /// For files that are handed to the program.
+    folder: &'a Path,
+    vocabulary: u32,
+}
+
+impl Bench<'_> {
+    /// Measures all levels in turn, as often as wanted.
+    fn rounds(&self) -> Result<Vec<Row>, TaskError> {
+        let prompts = self.folder.join("prompt.jsonl");
+        let tokens = prompt(self.options.prompt_tokens, self.vocabulary);
+        fs::write(&prompts, format!("{}\n", json!({ "tokens": tokens }))).map_err(TaskError::file(&prompts))?;
+        let mut rows: Vec<Row> = self.options.levels.iter().map(|level| Row::new(*level)).collect();
+        for round in 1..=self.options.runs {
+            for row in &mut rows {
+                eprintln!("round {round} of {}, {}", self.options.runs, row.level);
+                if !self.options.warm_only {
+                    page_cache::drop_files(self.model)?;
+                    row.cold.push(self.measure(&prompts, row.level)?);
+                }
+                row.warm.push(self.measure(&prompts, row.level)?);
+            }
+        }
+        Ok(rows)
+    }
+
+    /// One process: load, prefill, decode.
+    fn measure(&self, prompts: &Path, level: OptimizationLevel) -> Result<Sample, TaskError> {
+        let (model, prompts) = (self.model.to_string_lossy(), prompts.to_string_lossy());
+        let (level, new_tokens) = (level.to_string(), self.options.new_tokens.to_string());
+        let mut arguments = vec!["generate", "--model", &model, "--prompts", &prompts, "--format", "json"];
+        arguments.extend(["--optimization-level", &level, "--max-tokens", &new_tokens]);
+        arguments.extend(["--ignore-eos", "--temperature", "0"]);
+        Sample::parse(&process::capture(self.program, &arguments)?)
+    }
 }
 
 /// `vocab_size` of a checkpoint.

@@ -24,7 +24,7 @@ pub(super) struct Sample {
     pub(super) submissions_per_decode_step: f64,
     pub(super) recordings: f64,
     pub(super) peak_memory_bytes: Option<u64>,
-    /// Bytes read from storage, of a cold start.
+    /// Bytes that the process read from storage.
     pub(super) read_bytes: Option<u64>,
     /// The phases of the start.
     pub(super) startup_phases: Value,

@@ -70,10 +70,9 @@ fn answer(
 
 /// Makes token ids of a prompt, after the engine has checked it, so that a wrong line of a file is found before the
 /// first answer and not after hours.
-fn check(llm: &mut Llm, prompt: &Prompt, params: &SamplingParams) -> Result<Prompt, CliError> {
+fn check(llm: &Llm, prompt: &Prompt, params: &SamplingParams) -> Result<Prompt, CliError> {
     let prompt = Prompt::Tokens(llm.tokenize(prompt)?);
-    // A stream checks its prompt when it is made and computes nothing until it is read.
-    drop(llm.stream(&prompt, params)?);
+    llm.check(&prompt, params)?;
     Ok(prompt)
 }
 

@@ -1,6 +1,11 @@
 //! Graphs to test with: decoder layers as the model builder writes them, and random ones.
 
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses a part of this; tests may panic")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test file uses a part of this; tests may panic"
+)]
 
 use std::collections::HashMap;
 use std::sync::Arc;
