@@ -39,9 +39,16 @@ pub struct BatchRunner {
 }
 
 impl BatchRunner {
-    /// Loads a checkpoint at a level, for `sequences` sequences and steps of at most `tokens` tokens.
+    /// Loads a checkpoint at a level, for `sequences` sequences and steps of at most `tokens` tokens, on so many threads
+    /// with the kernels of an instruction set.
     #[must_use]
-    pub fn new(folder: &Path, level: OptimizationLevel, sequences: usize, tokens: usize, threads: usize) -> Self {
+    pub fn new(
+        folder: &Path,
+        level: OptimizationLevel,
+        [sequences, tokens]: [usize; 2],
+        threads: usize,
+        isa: Isa,
+    ) -> Self {
         let plan = Llm::builder(folder).optimization_level(level).plan().expect("a plan");
         let settings = plan.settings();
         let checkpoint = Checkpoint::open(folder).expect("a checkpoint");
@@ -55,7 +62,7 @@ impl BatchRunner {
             capture_sizes: vec![1, sequences, tokens],
             require_graphs: false,
         };
-        let device = CpuDevice::new(threads, Isa::detect()).expect("a device");
+        let device = CpuDevice::new(threads, isa).expect("a device");
         let mut ledger = StartupLedger::since(std::time::Instant::now());
         let executor = Executor::build(device, plan.graph().clone(), Arc::new(checkpoint), options, &mut ledger);
         BatchRunner { executor: executor.expect("an executor"), computed: vec![0; sequences] }

@@ -1,7 +1,8 @@
 //! A level changes the speed, never the answer: every level gives the same bits in every logit, for a sequence alone and
-//! in a batch, in one pass and in parts, with one thread and with several.
+//! in a batch, in one pass and in parts, with one thread and with several, on every instruction set of this machine.
 #![allow(clippy::unwrap_used)]
 
+use allotrope_cpu_runtime::Isa;
 use allotrope_engine::{Llm, OptimizationLevel, TokenLogits};
 use allotrope_tests::{BatchRunner, Reference, assert_same_bits, checkpoint};
 
@@ -13,16 +14,19 @@ fn alone(name: &str, level: OptimizationLevel, prompts: &[Vec<u32>]) -> Vec<Toke
     prompts.iter().map(|prompt| llm.logits(prompt, NEW_TOKENS).unwrap()).collect()
 }
 
-/// What the prompts give as one batch: all of them in one step, then the given continuations token by token.
+/// What each prompt of a batch gives: the logits of its positions and of its continuation.
+type Batched = Vec<[Vec<f32>; 2]>;
+
+/// Runs the prompts as one batch: all of them in one step, then the given continuations token by token.
 fn together(
     name: &str,
     level: OptimizationLevel,
-    threads: usize,
+    (threads, isa): (usize, Isa),
     prompts: &[Vec<u32>],
     alone: &[TokenLogits],
-) -> Vec<[Vec<f32>; 2]> {
+) -> Batched {
     let tokens = prompts.iter().map(Vec::len).sum();
-    let mut runner = BatchRunner::new(&checkpoint(name), level, prompts.len(), tokens, threads);
+    let mut runner = BatchRunner::new(&checkpoint(name), level, [prompts.len(), tokens], threads, isa);
     let of_prompts = runner.step(&prompts.iter().map(Vec::as_slice).collect::<Vec<_>>());
     let last = |(logits, alone): (&Vec<f32>, &TokenLogits)| logits[logits.len() - alone.vocabulary..].to_vec();
     let mut of_steps: Vec<Vec<f32>> = of_prompts.iter().zip(alone).map(last).collect();
@@ -35,22 +39,31 @@ fn together(
     of_prompts.into_iter().zip(of_steps).map(|(prompt, steps)| [prompt, steps]).collect()
 }
 
+fn assert_same(context: &str, found: &Batched, expected: &Batched) {
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert_same_bits(&format!("{context}, prompt {index}, positions"), &found[0], &expected[0]);
+        assert_same_bits(&format!("{context}, prompt {index}, continuation"), &found[1], &expected[1]);
+    }
+}
+
 fn check(name: &str) {
     let prompts: Vec<Vec<u32>> = Reference::load(name).prompts.into_iter().map(|prompt| prompt.prompt).collect();
-    let expected = alone(name, OptimizationLevel::O0, &prompts);
+    let at_o0 = alone(name, OptimizationLevel::O0, &prompts);
+    let bits = |all: &[TokenLogits]| all.iter().map(|one| [one.prompt.clone(), one.steps.clone()]).collect::<Batched>();
     for level in OptimizationLevel::ALL {
-        for (index, (found, expected)) in alone(name, level, &prompts).iter().zip(&expected).enumerate() {
-            let context = format!("{name} at {level}, prompt {index} alone");
-            assert_same_bits(&format!("{context}, prompt"), &found.prompt, &expected.prompt);
-            assert_same_bits(&format!("{context}, steps"), &found.steps, &expected.steps);
-            assert_eq!(found.tokens, expected.tokens, "{context}");
-        }
-        for threads in [1, 2, 3] {
-            let found = together(name, level, threads, &prompts, &expected);
-            for (index, ([prompt, steps], expected)) in found.iter().zip(&expected).enumerate() {
-                let context = format!("{name} at {level}, prompt {index} in a batch, {threads} threads");
-                assert_same_bits(&format!("{context}, prompt"), prompt, &expected.prompt);
-                assert_same_bits(&format!("{context}, steps"), steps, &expected.steps);
+        let found = alone(name, level, &prompts);
+        assert_same(&format!("{name} at {level}, alone"), &bits(&found), &bits(&at_o0));
+    }
+    for isa in Isa::available() {
+        // Each instruction set sums in its own order, so each has its own bits; those of the best are the engine's.
+        let expected = match isa == Isa::detect() {
+            true => bits(&at_o0),
+            false => together(name, OptimizationLevel::O0, (1, isa), &prompts, &at_o0),
+        };
+        for level in OptimizationLevel::ALL {
+            for threads in [1, 2, 3] {
+                let found = together(name, level, (threads, isa), &prompts, &at_o0);
+                assert_same(&format!("{name} at {level}, {isa}, {threads} threads, in a batch"), &found, &expected);
             }
         }
     }

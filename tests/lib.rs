@@ -147,3 +147,26 @@ pub fn assert_same_bits(context: &str, actual: &[f32], expected: &[f32]) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "element 1")]
+    fn nan_is_not_close_to_anything() {
+        assert_close("test", &[0.0, f32::NAN], &[0.0, f32::NAN], 1e9, 1e9);
+    }
+
+    #[test]
+    #[should_panic(expected = "root mean square")]
+    fn many_small_errors_are_not_close() {
+        assert_close("test", &[0.5; 4], &[0.0; 4], 0.6, 0.1);
+    }
+
+    #[test]
+    #[should_panic(expected = "element 2")]
+    fn zeros_of_other_signs_have_other_bits() {
+        assert_same_bits("test", &[1.0, 2.0, 0.0], &[1.0, 2.0, -0.0]);
+    }
+}

@@ -4,11 +4,12 @@
 //! How the tolerances come about is in this package's README.
 #![allow(clippy::unwrap_used)]
 
+use allotrope_cpu_runtime::Isa;
 use allotrope_engine::{Llm, OptimizationLevel};
 use allotrope_graph::evaluate::{ReferenceCache, evaluate};
 use allotrope_graph::{Definition, KvCacheType};
 use allotrope_model::Checkpoint;
-use allotrope_tests::{Reference, assert_close, checkpoint, one_sequence};
+use allotrope_tests::{BatchRunner, Reference, assert_close, checkpoint, one_sequence};
 
 /// How many times the largest error that transformers shows in the stored type is allowed: other orders of summation flip
 /// other roundings, and the largest of many errors varies.
@@ -31,6 +32,21 @@ fn check_engine(name: &str, level: OptimizationLevel) {
         if reference.is_decisive() {
             assert_eq!(decoded.tokens, prompt.tokens, "{context}: another continuation");
             check(&format!("{context}, decoding"), &reference, &decoded.steps, &prompt.step_logits);
+        }
+    }
+}
+
+/// The logits of one pass over prompt and continuation with the kernels of every instruction set that this machine has.
+fn check_instruction_sets(name: &str) {
+    let reference = Reference::load(name);
+    for isa in Isa::available() {
+        for (index, prompt) in reference.prompts.iter().enumerate() {
+            let forced = prompt.forced();
+            let limits = [1, forced.len()];
+            let mut runner = BatchRunner::new(&checkpoint(name), OptimizationLevel::O2, limits, 2, isa);
+            let logits = runner.step(&[&forced]).remove(0);
+            let context = format!("{name} with {isa}, prompt {index}");
+            check(&context, &reference, &logits, &prompt.expected(reference.vocabulary));
         }
     }
 }
@@ -83,6 +99,11 @@ macro_rules! checkpoints {
             #[test]
             fn engine_at_o2() {
                 check_engine($name, OptimizationLevel::O2);
+            }
+
+            #[test]
+            fn every_instruction_set() {
+                check_instruction_sets($name);
             }
 
             #[test]

@@ -39,3 +39,15 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn the_generated_documentation_is_current() {
+        run(&Options { check: true }).unwrap();
+    }
+}

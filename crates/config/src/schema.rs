@@ -84,7 +84,7 @@ pub fn explanation_schema() -> Json {
     root.insert(
         "properties".to_owned(),
         json!({
-            "step": { "type": "object" },
+            "step": { "type": "object", "description": "What a step launches, where a model was given." },
             "settings": {
                 "type": "array",
                 "items": {

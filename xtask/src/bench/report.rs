@@ -44,67 +44,84 @@ struct Metric {
     name: &'static str,
     cold: bool,
     digits: usize,
-    value: fn(&Sample) -> Option<f64>,
+    value: fn(&Sample, &Machine) -> Option<f64>,
 }
 
-const METRICS: [Metric; 11] = [
-    Metric { name: "ready, cold, ms", cold: true, digits: 1, value: |sample| Some(sample.ready_seconds * 1e3) },
-    Metric { name: "ready, warm, ms", cold: false, digits: 1, value: |sample| Some(sample.ready_seconds * 1e3) },
+const METRICS: [Metric; 13] = [
+    Metric { name: "ready, cold, ms", cold: true, digits: 1, value: |sample, _| Some(sample.ready_seconds * 1e3) },
+    Metric { name: "ready, warm, ms", cold: false, digits: 1, value: |sample, _| Some(sample.ready_seconds * 1e3) },
+    Metric {
+        name: "of it in no phase, %",
+        cold: false,
+        digits: 1,
+        value: |sample, _| Some(100.0 * sample.unclaimed_seconds / sample.ready_seconds),
+    },
     Metric {
         name: "first token, cold, ms",
         cold: true,
         digits: 1,
-        value: |sample| Some(sample.first_token_seconds * 1e3),
+        value: |sample, _| Some(sample.first_token_seconds * 1e3),
     },
     Metric {
         name: "first token, warm, ms",
         cold: false,
         digits: 1,
-        value: |sample| Some(sample.first_token_seconds * 1e3),
+        value: |sample, _| Some(sample.first_token_seconds * 1e3),
     },
     Metric {
         name: "prefill, tokens/s",
         cold: false,
         digits: 1,
-        value: |sample| Some(sample.prefill_tokens_per_second),
+        value: |sample, _| Some(sample.prefill_tokens_per_second),
     },
-    Metric { name: "decode, tokens/s", cold: false, digits: 1, value: |sample| Some(sample.decode_tokens_per_second) },
+    Metric {
+        name: "decode, tokens/s",
+        cold: false,
+        digits: 1,
+        value: |sample, _| Some(sample.decode_tokens_per_second),
+    },
     Metric {
         name: "weights read in decode, GB/s",
         cold: false,
-        digits: 2,
-        value: |sample| Some(sample.weight_bandwidth() / 1e9),
+        digits: 1,
+        value: |sample, _| Some(sample.weight_bandwidth() / 1e9),
+    },
+    Metric {
+        name: "of the read bandwidth, %",
+        cold: false,
+        digits: 0,
+        value: |sample, machine| Some(100.0 * sample.weight_bandwidth() / machine.read_bandwidth.median),
     },
     Metric {
         name: "launches per decode step",
         cold: false,
         digits: 0,
-        value: |sample| Some(sample.launches_per_decode_step),
+        value: |sample, _| Some(sample.launches_per_decode_step),
     },
     Metric {
         name: "submissions per decode step",
         cold: false,
         digits: 0,
-        value: |sample| Some(sample.submissions_per_decode_step),
+        value: |sample, _| Some(sample.submissions_per_decode_step),
     },
-    Metric { name: "recordings", cold: false, digits: 0, value: |sample| Some(sample.recordings) },
+    Metric { name: "recordings", cold: false, digits: 0, value: |sample, _| Some(sample.recordings) },
     Metric {
         name: "peak memory, MB",
         cold: false,
         digits: 1,
-        value: |sample| Some(sample.peak_memory_bytes? as f64 / 1e6),
+        value: |sample, _| Some(sample.peak_memory_bytes? as f64 / 1e6),
     },
 ];
 
 impl Metric {
-    fn summary(&self, row: &Row) -> Option<Summary> {
+    fn summary(&self, row: &Row, machine: &Machine) -> Option<Summary> {
         let samples = if self.cold { &row.cold } else { &row.warm };
-        Summary::of(&samples.iter().filter_map(self.value).collect::<Vec<_>>())
+        Summary::of(&samples.iter().filter_map(|sample| (self.value)(sample, machine)).collect::<Vec<_>>())
     }
 
     /// `median (minimum..maximum)`, or the median alone where all are the same.
-    fn cell(&self, row: &Row) -> String {
-        let Some(Summary { median, minimum, maximum }) = self.summary(row) else { return "–".into() };
+    fn cell(&self, row: &Row, machine: &Machine) -> String {
+        let Some(Summary { median, minimum, maximum }) = self.summary(row, machine) else { return "–".into() };
         let digits = self.digits;
         if minimum == maximum {
             return format!("{median:.digits$}");
@@ -142,8 +159,10 @@ impl Comparison {
             .rows
             .iter()
             .map(|row| {
-                let summaries: serde_json::Map<String, Value> =
-                    METRICS.iter().map(|metric| (metric.name.to_owned(), json!(metric.summary(row)))).collect();
+                let summaries: serde_json::Map<String, Value> = METRICS
+                    .iter()
+                    .map(|metric| (metric.name.to_owned(), json!(metric.summary(row, &self.machine))))
+                    .collect();
                 json!({ "level": row.level.to_string(), "summary": summaries, "cold": row.cold, "warm": row.warm })
             })
             .collect();
@@ -177,7 +196,7 @@ impl fmt::Display for Comparison {
         table[0].extend(self.rows.iter().map(|row| row.level.to_string()));
         for metric in METRICS.iter().filter(|metric| !metric.cold || self.rows.iter().any(|row| !row.cold.is_empty())) {
             let mut line = vec![metric.name.to_owned()];
-            line.extend(self.rows.iter().map(|row| metric.cell(row)));
+            line.extend(self.rows.iter().map(|row| metric.cell(row, &self.machine)));
             table.push(line);
         }
         write_table(f, &table)?;
@@ -213,10 +232,14 @@ mod tests {
 
     use super::*;
 
+    fn machine() -> Machine {
+        Machine::for_tests(Summary { median: 1e10, minimum: 1e10, maximum: 1e10 })
+    }
+
     fn sample(ready_seconds: f64, read_bytes: Option<u64>) -> Sample {
         Sample {
             ready_seconds,
-            unclaimed_seconds: 0.0,
+            unclaimed_seconds: 0.02 * ready_seconds,
             first_token_seconds: 2.0,
             prefill_tokens_per_second: 10.0,
             decode_tokens_per_second: 5.0,
@@ -235,22 +258,23 @@ mod tests {
     fn cells_show_the_median_and_the_spread() {
         let warm = vec![sample(0.3, None), sample(0.1, None), sample(0.2, None)];
         let row = Row { level: OptimizationLevel::O0, cold: Vec::new(), warm };
-        let cell = |name: &str| METRICS.iter().find(|metric| metric.name == name).unwrap().cell(&row);
+        let cell = |name: &str| METRICS.iter().find(|metric| metric.name == name).unwrap().cell(&row, &machine());
         assert_eq!(cell("ready, warm, ms"), "200.0 (100.0..300.0)");
         assert_eq!(cell("ready, cold, ms"), "–");
-        assert_eq!(cell("weights read in decode, GB/s"), "5.00");
+        assert_eq!(cell("of it in no phase, %"), "2.0");
+        assert_eq!(cell("weights read in decode, GB/s"), "5.0");
+        assert_eq!(cell("of the read bandwidth, %"), "50");
         assert_eq!(cell("peak memory, MB"), "7.0");
     }
 
     #[test]
     fn warm_cold_starts_are_reported() {
-        let summary = Summary { median: 1e9, minimum: 1e9, maximum: 1e9 };
         let comparison = |read| Comparison {
             model: "m".into(),
             checkpoint_bytes: 1000,
             prompt_tokens: 1,
             new_tokens: 2,
-            machine: Machine::for_tests(summary),
+            machine: machine(),
             rows: vec![Row {
                 level: OptimizationLevel::O0,
                 cold: vec![sample(0.1, read)],

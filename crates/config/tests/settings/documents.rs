@@ -83,7 +83,10 @@ fn the_explanation_has_the_form_of_its_schema() {
     let explanation: Json = serde_json::from_str(&text).unwrap();
     let schema = explanation_schema();
     let keys = |json: &Json| json.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
-    assert_eq!(keys(&explanation), keys(schema.get("properties").unwrap()));
+    let required: Vec<&str> =
+        schema.get("required").and_then(Json::as_array).unwrap().iter().filter_map(Json::as_str).collect();
+    assert_eq!(keys(&explanation), required.iter().map(|key| (*key).to_owned()).collect());
+    assert!(keys(schema.get("properties").unwrap()).is_superset(&keys(&explanation)));
     let forms = schema.pointer("/properties/settings/items/oneOf").and_then(Json::as_array).unwrap();
     let rows = explanation.get("settings").and_then(Json::as_array).unwrap();
     assert_eq!(rows.len(), forms.len());
