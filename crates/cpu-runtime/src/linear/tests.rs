@@ -1,3 +1,5 @@
+//! Every path, type, layout and shape of the linear kernels against a plain sum, and the bits against each other.
+
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 use super::*;
