@@ -25,7 +25,7 @@ fn plan_without(name: &str, passes: &[&'static str]) -> Plan {
 fn launches_fall_as_pinned() {
     let pinned = [
         ("gqa-bf16", [41, 34, 16, 16]),
-        ("bias-bf16", [55, 48, 24, 24]),
+        ("bias-bf16", [55, 48, 16, 16]),
         ("gqa-fp8", [31, 21, 11, 11]),
         ("tiny-chat", [75, 62, 26, 26]),
         ("tiny-chat-fp8", [103, 66, 26, 26]),
@@ -85,23 +85,19 @@ fn passes_match_as_pinned() {
     }
 }
 
-/// The epilogue pass takes in what the smaller passes would have grouped, so each of those is judged without it. A
-/// rewrite saves operations, and launches only if no group would have taken the operation in.
+/// Of the rewrites, operations are counted: a group may take in what they would have dropped.
 #[test]
 fn turning_a_pass_off_brings_its_launches_back() {
-    const EPILOGUE: &str = "fuse_gemm_epilogue";
     for name in ["gqa-bf16", "bias-bf16", "tiny-chat-fp8"] {
         let full = plan(name, OptimizationLevel::O2);
-        let without_epilogue = plan_without(name, &[EPILOGUE]).launches();
-        assert!(without_epilogue > full.launches(), "{name}: {EPILOGUE}");
-        for report in full.passes().iter().filter(|report| report.matches > 0 && report.name != EPILOGUE) {
+        for report in full.passes().iter().filter(|report| report.matches > 0) {
             let without = plan_without(name, &[report.name]);
-            assert!(without.launches() >= full.launches(), "{name}: O2 is better without {}", report.name);
-            if report.name.starts_with("eliminate_") {
-                assert!(without.graph().ops().len() > full.graph().ops().len(), "{name}: {}", report.name);
+            let pass = report.name;
+            if pass.starts_with("eliminate_") {
+                assert!(without.graph().ops().len() > full.graph().ops().len(), "{name}: {pass}");
             } else {
-                let without_both = plan_without(name, &[EPILOGUE, report.name]).launches();
-                assert!(without_both > without_epilogue, "{name}: {without_both} launches without {}", report.name);
+                let (without, with) = (without.launches(), full.launches());
+                assert!(without > with, "{name}: {without} launches without {pass}, {with} with it");
             }
         }
         let all: Vec<&'static str> = full.passes().iter().map(|report| report.name).collect();

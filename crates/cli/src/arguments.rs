@@ -4,14 +4,17 @@
 
 use std::path::PathBuf;
 
-use allotrope_config::{OptimizationLevel, command_line};
-use clap::builder::PossibleValuesParser;
+use allotrope_config::{OptimizationLevel, PROJECT_FILE, command_line};
+use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Arg, ArgAction, ArgGroup, Command, value_parser};
+use clap_complete::Shell;
 
 pub(crate) const GENERATE: &str = "generate";
 pub(crate) const CHAT: &str = "chat";
 pub(crate) const LOGITS: &str = "logits";
 pub(crate) const EXPLAIN: &str = "explain";
+pub(crate) const SETTINGS: &str = "settings";
+pub(crate) const COMPLETIONS: &str = "completions";
 
 pub(crate) const VERBOSE: &str = "verbose";
 pub(crate) const QUIET: &str = "quiet";
@@ -40,6 +43,13 @@ pub(crate) const NEW_TOKENS: &str = "new-tokens";
 pub(crate) const ONLY: &str = "only";
 pub(crate) const DIFF: &str = "diff";
 
+pub(crate) const INIT: &str = "init";
+pub(crate) const SCHEMA: &str = "schema";
+pub(crate) const OF_FILES: &str = "file";
+pub(crate) const OF_EXPLANATIONS: &str = "explain";
+
+pub(crate) const SHELL: &str = "shell";
+
 pub(crate) const JSON: &str = "json";
 pub(crate) const TEXT: &str = "text";
 pub(crate) const TABLE: &str = "table";
@@ -51,7 +61,10 @@ pub(crate) fn command() -> Command {
     Command::new("allotrope")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Runs large language models. Optimization levels -O0 to -O3 trade startup time for speed; the answers stay the same.")
-        .after_help("`allotrope COMMAND --help` explains a command and all of its options; `-h` is the short form.")
+        .after_help(
+            "`allotrope COMMAND --help` explains a command and all of its options; `-h` is the short form. \
+             `allotrope COMMAND --help=GROUP` explains one group of settings, such as compilation.",
+        )
         .subcommand_required(true)
         .arg_required_else_help(true)
         .arg(
@@ -62,10 +75,21 @@ pub(crate) fn command() -> Command {
                 .global(true)
                 .help("Log what happens to standard error; -vv logs details, -vvv everything"),
         )
-        .subcommand(generate())
-        .subcommand(chat())
-        .subcommand(logits())
-        .subcommand(explain())
+        .subcommand(with_settings(generate()))
+        .subcommand(with_settings(chat()))
+        .subcommand(with_settings(logits()))
+        .subcommand(with_settings(explain()))
+        .subcommand(settings())
+        .subcommand(completions())
+}
+
+/// A command with the flags of all settings, and a `--help` that says how to read about them.
+fn with_settings(command: Command) -> Command {
+    let help =
+        Arg::new("help").short('h').long("help").action(ArgAction::Help).help(
+            "Print help: -h in short, --help in full, --help=GROUP about one group of settings, such as compilation",
+        );
+    command.disable_help_flag(true).arg(help).args(command_line::arguments())
 }
 
 fn generate() -> Command {
@@ -123,7 +147,6 @@ fn generate() -> Command {
         ))
         .arg(quiet("Do not report the start and the speed"))
         .args(sampling())
-        .args(command_line::arguments())
 }
 
 fn chat() -> Command {
@@ -138,7 +161,6 @@ fn chat() -> Command {
         .arg(system("Begin the conversation with a system message"))
         .arg(quiet("Print nothing but the answers"))
         .args(sampling())
-        .args(command_line::arguments())
 }
 
 fn logits() -> Command {
@@ -178,7 +200,6 @@ fn logits() -> Command {
                 .help("How many tokens to continue each prompt with"),
         )
         .arg(quiet("Do not report the start and the speed"))
-        .args(command_line::arguments())
 }
 
 fn explain() -> Command {
@@ -207,7 +228,54 @@ fn explain() -> Command {
                 .conflicts_with("optimization_level")
                 .help("Only what differs between two levels, such as O1 O2"),
         )
-        .args(command_line::arguments())
+}
+
+fn settings() -> Command {
+    Command::new(SETTINGS)
+        .about("Lists all settings, begins a settings file, or prints a JSON Schema")
+        .long_about(
+            "Lists all settings with their defaults, where no model is known; `allotrope explain` shows what would hold for \
+             a model. With --init it writes a settings file to begin with, and with --schema it prints a JSON Schema.\n\n\
+             Settings are read from the file of --config, or else from the allotrope.toml nearest above the working \
+             directory, and then from ~/.config/allotrope/config.toml.",
+        )
+        .arg(
+            Arg::new(INIT)
+                .long(INIT)
+                .num_args(0..=1)
+                .value_name("PATH")
+                .value_parser(value_parser!(PathBuf))
+                .default_missing_value(PROJECT_FILE)
+                .conflicts_with(SCHEMA)
+                .help("Write a settings file with every setting as a comment; by default allotrope.toml")
+                .long_help(
+                    "Write a settings file in which every setting stands as a comment, with what it does; by default \
+                     allotrope.toml in the working directory. A file that exists is never touched.",
+                ),
+        )
+        .arg(
+            Arg::new(SCHEMA)
+                .long(SCHEMA)
+                .num_args(0..=1)
+                .value_name("OF")
+                .value_parser(PossibleValuesParser::new([
+                    PossibleValue::new(OF_FILES).help("settings files, such as allotrope.toml"),
+                    PossibleValue::new(OF_EXPLANATIONS).help("what `allotrope explain --format json` prints, if not with --diff"),
+                ]))
+                .default_missing_value(OF_FILES)
+                .help("Print the JSON Schema of settings files, or that of `allotrope explain --format json`"),
+        )
+}
+
+fn completions() -> Command {
+    Command::new(COMPLETIONS)
+        .about("Prints a script that completes commands and flags in a shell")
+        .after_help(
+            "Examples:\n  \
+             source <(allotrope completions bash)\n  \
+             allotrope completions fish > ~/.config/fish/completions/allotrope.fish",
+        )
+        .arg(Arg::new(SHELL).value_name("SHELL").value_parser(value_parser!(Shell)).required(true).help("The shell"))
 }
 
 fn model() -> Arg {

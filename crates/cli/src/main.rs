@@ -1,4 +1,4 @@
-//! The `allotrope` command: text from a checkpoint, a conversation, logits to compare with, and the plan of a run.
+//! The `allotrope` command: text from a checkpoint, a conversation, logits to compare with, the plan of a run, and settings.
 //!
 //! Results go to standard output; logs, reports and errors to standard error. The exit status is 0 for success, 1 for
 //! a failure and 2 for a command line or setting that cannot be.
@@ -14,6 +14,7 @@ mod prompts;
 mod report;
 mod sampling;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -31,7 +32,11 @@ fn main() -> ExitCode {
 }
 
 fn run(started: Instant) -> Result<(), CliError> {
-    let matches = arguments::command().try_get_matches_from(command_line::normalize(std::env::args_os())?)?;
+    let given: Vec<OsString> = std::env::args_os().collect();
+    if let Some(group) = command_line::help_topic(&given) {
+        return output::show(command_line::group_help(&group)?);
+    }
+    let matches = arguments::command().try_get_matches_from(command_line::normalize(given)?)?;
     let environment = Environment::current();
     logging::start(matches.get_count(arguments::VERBOSE), &environment)?;
     commands::run(&matches, started, &environment)

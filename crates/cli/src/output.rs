@@ -2,8 +2,10 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::path::Path;
 
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
 use crate::error::CliError;
 
@@ -23,4 +25,13 @@ pub(crate) fn show_json(value: &impl Serialize) -> Result<(), CliError> {
 /// Writes a line to standard error for the person at the terminal.
 pub(crate) fn notice(text: impl fmt::Display) -> io::Result<()> {
     writeln!(io::stderr().lock(), "{text}")
+}
+
+/// A temporary file in the folder of `target`, which is an absolute path, with the permissions that any new file gets there.
+pub(crate) fn temporary_beside(target: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    // Temporary files are private by default, but what becomes of this one is to be like any other.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(target.parent().unwrap_or(target))
 }

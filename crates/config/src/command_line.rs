@@ -25,7 +25,7 @@ use crate::document::{default_words, forms};
 use crate::error::{Problem, SettingsError, quoted};
 use crate::kind::Given;
 use crate::load::Sources;
-use crate::options::{Options, unknown};
+use crate::options::{Options, unknown_group};
 use crate::settings::{all, find, is_within};
 use crate::source::Source;
 use crate::tree::Tree;
@@ -176,7 +176,7 @@ pub fn group_help(group: &str) -> Result<String, SettingsError> {
         ));
     }
     if text.is_empty() {
-        return Err(unknown(group, Source::CommandLine { flag: "--help".to_owned() }));
+        return Err(unknown_group(group, "--help"));
     }
     Ok(plain(text.trim_end()) + "\n")
 }

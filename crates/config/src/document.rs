@@ -4,15 +4,14 @@ use std::fmt::Write as _;
 
 use serde_json::Value as Json;
 
-use crate::command_line::{self, documentation, heading};
+use crate::command_line::{documentation, heading};
 use crate::declaration::{Declared, Flag};
 use crate::environment::{LOG_FILTER, NO_COLOR, variable_of};
-use crate::explain::{Format, diff, explain};
+use crate::examples::examples;
 use crate::level::OptimizationLevel;
 use crate::options::Options;
 use crate::resolve::resolve_with;
 use crate::settings::{Settings, all};
-use crate::source::Source;
 
 const GENERATED: &str = "<!-- Generated from crates/config by `cargo xtask docs`; do not edit. -->";
 
@@ -57,7 +56,16 @@ pub fn settings_markdown() -> String {
          Where a value comes from, strongest first: a forced switch (`--enforce-eager`); the command line, or in a program the \
          builder; `ALLOTROPE_*` environment variables; the file of `--config`, or else the `allotrope.toml` nearest above the \
          working directory; the user's `~/.config/allotrope/config.toml`; the optimization level ([levels.md](levels.md)); \
-         the setting's own default.\n"
+         the setting's own default.\n\n\
+         | to | run |\n|---|---|\n\
+         | see what would hold for a model, where each value comes from and why | `allotrope explain --model DIR` |\n\
+         | list all settings with their defaults | `allotrope settings` |\n\
+         | read everything about one group of settings | `allotrope generate --help=compilation` |\n\
+         | begin a settings file, with every setting as a comment | `allotrope settings --init` |\n\
+         | check settings files in an editor: their JSON Schema | `allotrope settings --schema` |\n\
+         | read `explain --format json` in a program: its JSON Schema | `allotrope settings --schema explain` |\n\
+         | complete flags and their values in a shell | `allotrope completions bash`, or another shell |\n\n\
+         What the help and the messages look like is [shown at the end](#what-it-looks-like).\n"
     );
     let mut last = String::new();
     for setting in all() {
@@ -74,7 +82,7 @@ pub fn settings_markdown() -> String {
          | `{LOG_FILTER}` | which log lines are written to stderr, as a filter of `tracing`: `info`, `allotrope_engine=debug` |\n\
          | `{NO_COLOR}` | if not empty, no colour is written |\n"
     ));
-    examples(&mut text);
+    text.push_str(&examples());
     text
 }
 
@@ -128,54 +136,6 @@ pub(crate) fn forms(setting: &dyn Declared) -> String {
         forms.push(format!("`-cc.{key}={value}`"));
     }
     forms.join(", ")
-}
-
-/// What a person sees: the help, a mistake and its message, and what a level changes. Made by running the code itself.
-fn examples(text: &mut String) {
-    let help = clap::Command::new("allotrope explain")
-        .about("Print every setting with its value, its source and the reason")
-        .args(command_line::arguments())
-        .disable_help_flag(true)
-        .render_help();
-    let _ = write!(text, "\n## What it looks like\n\nThe flags, as `--help` lists them:\n\n```text\n{help}```\n");
-    let flag = "-cc.pass_config.fuse_add_nrm".to_owned();
-    let mut options = Options::new();
-    let mistake = options.set("compilation.pass_config.fuse_add_nrm", "false", Source::CommandLine { flag });
-    if let Err(error) = mistake {
-        let _ = write!(text, "\nA name that does not exist:\n\n```text\nerror: {error}\n```\n");
-    }
-    let conflict = conflicting().and_then(|options| resolve_with(&options, None, None));
-    if let Err(error) = conflict {
-        let _ = write!(text, "\nTwo settings that contradict each other:\n\n```text\nerror: {error}\n```\n");
-    }
-    let format = Format::Text { color: false };
-    if let (Ok(lower), Ok(higher)) = (at(OptimizationLevel::O1), at(OptimizationLevel::O2)) {
-        let _ = write!(
-            text,
-            "\nWhat O2 changes over O1 (`allotrope explain --diff O1 O2`):\n\n```text\n{}```\n",
-            diff(&lower, &higher, &format)
-        );
-        if let Ok(explained) = explain(&higher, &[], Some("compilation"), &format) {
-            let _ = write!(
-                text,
-                "\nEvery value with its source and reason (`allotrope explain --only compilation`):\n\n```text\n{explained}```\n"
-            );
-        }
-    }
-}
-
-fn conflicting() -> Result<Options, crate::error::SettingsError> {
-    let flag = |flag: &str| Source::CommandLine { flag: flag.to_owned() };
-    let mut options = Options::new();
-    options.set("enforce_eager", "true", flag("--enforce-eager"))?;
-    options.set("compilation.cudagraph_mode", "FULL", flag("-cc.cudagraph_mode"))?;
-    Ok(options)
-}
-
-fn at(level: OptimizationLevel) -> Result<Settings, crate::error::SettingsError> {
-    let mut options = Options::new();
-    options.set_optimization_level(level, Source::CommandLine { flag: "-O".to_owned() });
-    resolve_with(&options, None, None)
 }
 
 /// A settings file in which every setting stands as a comment, with its documentation, for a person to start from.

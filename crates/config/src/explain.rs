@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value as Json, json};
 
 use crate::error::SettingsError;
-use crate::options::unknown;
+use crate::options::unknown_group;
 use crate::settings::{Row, Settings, is_within};
 use crate::source::Source;
 
@@ -51,7 +51,7 @@ pub fn explain(
         rows.retain(|row| is_within(row.setting, only));
         passes.retain(|pass| is_within(&pass.setting, only));
         if rows.is_empty() {
-            return Err(unknown(only, Source::CommandLine { flag: "--only".to_owned() }));
+            return Err(unknown_group(only, "--only"));
         }
     }
     let on = |pass: &PassLine| settings.row(&pass.setting);

@@ -45,7 +45,7 @@ pub(crate) fn read(path: &Path) -> Result<Options, SettingsError> {
 }
 
 /// What the text of a settings file says; `path` is for messages.
-fn parse(path: &Path, text: &str) -> Result<Options, SettingsError> {
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Options, SettingsError> {
     let reader = Reader { path, lines: Lines::of(text.as_bytes()) };
     let table = DeTable::parse(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start);

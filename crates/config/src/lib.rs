@@ -32,6 +32,7 @@ mod declaration;
 mod document;
 pub mod environment;
 mod error;
+mod examples;
 mod explain;
 mod facts;
 mod file;

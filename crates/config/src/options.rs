@@ -180,6 +180,34 @@ pub(crate) fn is_group(path: &str) -> bool {
     find(path).is_none() && all().iter().any(|setting| is_within(setting.path(), path))
 }
 
+/// The paths of all groups of settings, in the order of the declarations.
+pub(crate) fn groups() -> Vec<&'static str> {
+    let mut groups = Vec::new();
+    for setting in all() {
+        for (end, _) in setting.path().match_indices('.') {
+            if let Some(group) = setting.path().get(..end)
+                && !groups.contains(&group)
+            {
+                groups.push(group);
+            }
+        }
+    }
+    groups
+}
+
+/// The error for a flag's value that names neither a group nor a setting.
+pub(crate) fn unknown_group(given: &str, flag: &str) -> SettingsError {
+    let groups = groups();
+    let valid = groups.iter().copied().chain(all().iter().map(|setting| setting.path()));
+    let meant = nearest(given, valid).map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
+    let message = format!(
+        "there is no group of settings {}{meant} (groups: {}; the name of a setting is good too)",
+        quoted(given),
+        groups.join(", ")
+    );
+    Problem::Argument { flag: flag.to_owned(), message }.into()
+}
+
 /// The error for a path that is no setting's.
 pub(crate) fn unknown(path: &str, origin: Source) -> SettingsError {
     let hint = if is_group(path) {

@@ -59,17 +59,17 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
     let vocabulary = vocabulary(&model)?;
     let target = target_folder()?;
     let program = build(&target)?;
-    let machine = Machine::describe()?;
-    println!("{machine}");
+    let mut machine = Machine::describe()?;
     let folder = tempfile::tempdir().map_err(TaskError::file(Path::new("a temporary folder")))?;
     let bench = Bench { options, model: &model, program: &program, folder: folder.path(), vocabulary };
+    let rows = bench.rounds(&mut machine)?;
     let comparison = Comparison {
         model: options.model.display().to_string(),
         checkpoint_bytes: page_cache::checkpoint_bytes(&model)?,
         prompt_tokens: options.prompt_tokens,
         new_tokens: options.new_tokens,
         machine,
-        rows: bench.rounds()?,
+        rows,
         bits: agreement::compare(&program, &model, &options.levels, vocabulary, folder.path())?,
     };
     println!("{comparison}");
@@ -107,7 +107,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// Measures all levels in turn, as often as wanted.
-    fn rounds(&self) -> Result<Vec<Row>, TaskError> {
+    fn rounds(&self, machine: &mut Machine) -> Result<Vec<Row>, TaskError> {
         let prompts = self.folder.join("prompt.jsonl");
         let tokens = prompt(self.options.prompt_tokens, self.vocabulary);
         fs::write(&prompts, format!("{}\n", json!({ "tokens": tokens }))).map_err(TaskError::file(&prompts))?;
@@ -121,6 +121,7 @@ impl Bench<'_> {
                 }
                 row.warm.push(self.measure(&prompts, row.level)?);
             }
+            machine.measure_bandwidth()?;
         }
         Ok(rows)
     }

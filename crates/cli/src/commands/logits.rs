@@ -11,7 +11,7 @@ use clap::ArgMatches;
 use safetensors::{Dtype, View};
 
 use crate::error::CliError;
-use crate::{arguments, model, prompts, report};
+use crate::{arguments, model, output, prompts, report};
 
 pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environment) -> Result<(), CliError> {
     let path = |name| matches.get_one::<PathBuf>(name).cloned().unwrap_or_default();
@@ -46,12 +46,7 @@ fn permissions_of_new_file(target: &Path) -> Result<Permissions, CliError> {
     if target.is_dir() {
         return Err(failed(&io::Error::from(io::ErrorKind::IsADirectory)));
     }
-    let mut builder = tempfile::Builder::new();
-    // Temporary files are private by default, but this one is to be like any other.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let folder = target.parent().unwrap_or(target);
-    let file = builder.tempfile_in(folder).map_err(|error| failed(&error))?;
+    let file = output::temporary_beside(target).map_err(|error| failed(&error))?;
     Ok(file.as_file().metadata().map_err(|error| failed(&error))?.permissions())
 }
 

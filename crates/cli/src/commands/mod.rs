@@ -1,9 +1,11 @@
 //! One module for each command.
 
 mod chat;
+mod completions;
 mod explain;
 mod generate;
 mod logits;
+mod settings;
 
 use std::time::Instant;
 
@@ -20,6 +22,8 @@ pub(crate) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
         Some((arguments::CHAT, matches)) => chat::run(matches, started, environment),
         Some((arguments::LOGITS, matches)) => logits::run(matches, started, environment),
         Some((arguments::EXPLAIN, matches)) => explain::run(matches, started, environment),
+        Some((arguments::SETTINGS, matches)) => settings::run(matches, environment),
+        Some((arguments::COMPLETIONS, matches)) => completions::run(matches),
         // clap requires one of the commands that it was told of.
         _ => Err(CliError::Usage("no command was given; `allotrope --help` lists them".to_owned())),
     }

@@ -5,7 +5,9 @@
 mod chat;
 mod explain;
 mod generate;
+mod json_schema;
 mod logits;
 mod prompts_file;
+mod settings;
 mod support;
 mod usage;

@@ -182,6 +182,9 @@ fn help_is_given_for_a_group() {
     assert!(!help.contains("compilation.mode"), "{help}");
     let error = command_line::group_help("compilatoin").expect_err("no such group");
     assert!(error.is_usage());
+    for part in ["did you mean `compilation`?", "compilation.pass_config, kernel, model", "--help: "] {
+        assert!(error.to_string().contains(part), "no {part} in {error}");
+    }
     assert!(command_line::help_topic(&["program", "--", "--help=kernel"].map(Into::into)).is_none());
 }
 

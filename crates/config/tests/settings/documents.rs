@@ -30,9 +30,15 @@ fn the_settings_page_has_every_setting() {
         let variable = format!("`ALLOTROPE_{}`", row.setting.replace('.', "__").to_uppercase());
         assert!(page.contains(&variable), "{variable}");
     }
-    for shown in
-        ["error: command line -cc.pass_config.fuse_add_nrm", "which forces NONE", "before", "General settings:"]
-    {
+    for shown in [
+        "General settings:",
+        "cache.block_size\n  Tokens in one block",
+        "error: command line -cc.pass_config.fuse_add_nrm",
+        "error: few.toml:2: ",
+        "error: environment ALLOTROPE_CACHE__BLOCK_SIZE",
+        "which forces NONE",
+        "before",
+    ] {
         assert!(page.contains(shown), "{shown}");
     }
 }

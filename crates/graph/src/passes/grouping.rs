@@ -60,16 +60,26 @@ pub(super) fn fuse_rope_kvcache(graph: &mut Graph, target: &dyn Target) -> Outco
     outcome
 }
 
-/// projection → the row operations on its result, bias first, as far as the target takes them.
+/// projection → its bias, and then the launch of row operations that reads its result: one epilogue for each launch of
+/// projections, so that what the smaller passes did not join stays apart.
 pub(super) fn fuse_gemm_epilogue(graph: &mut Graph, target: &dyn Target) -> Outcome {
     let users = graph.users();
     let linears = ops_where(graph, |kind| matches!(kind, OpKind::Linear { .. }));
     let mut outcome = Outcome::default();
-    for linear in linears {
-        let Some(consumer) = users[graph.op(linear).output.index()].first().copied() else { continue };
-        let (from, to) = (graph.group_of(linear), graph.group_of(consumer));
-        let only_rows = graph.groups()[to].ops.iter().all(|op| graph.op(*op).kind.is_row_op());
-        if from != to && only_rows {
+    let first_user = |graph: &Graph, op: OpId| users[graph.op(op).output.index()].first().copied();
+    let bias_of = |graph: &Graph, linear: OpId| first_user(graph, linear).filter(|user| is_bias(graph, *user));
+    for &linear in &linears {
+        if let Some(bias) = bias_of(graph, linear) {
+            join(graph, target, &[linear, bias], &mut outcome);
+        }
+    }
+    for &linear in &linears {
+        let projections = &graph.groups()[graph.group_of(linear)].ops;
+        let bare = projections.iter().all(|op| !graph.op(*op).kind.is_row_op() || is_bias(graph, *op));
+        let result = bias_of(graph, linear).filter(|bias| graph.group_of(*bias) == graph.group_of(linear));
+        let Some(consumer) = first_user(graph, result.unwrap_or(linear)) else { continue };
+        let only_rows = graph.groups()[graph.group_of(consumer)].ops.iter().all(|op| graph.op(*op).kind.is_row_op());
+        if bare && only_rows {
             join(graph, target, &[linear, consumer], &mut outcome);
         }
     }
@@ -171,6 +181,12 @@ fn ops_where(graph: &Graph, is: impl Fn(&OpKind) -> bool) -> Vec<OpId> {
 
 fn producers_where(graph: &Graph, inputs: &[ValueId], is: impl Fn(&OpKind) -> bool) -> Vec<OpId> {
     inputs.iter().filter_map(|input| graph.producer(*input)).filter(|op| is(&graph.op(*op).kind)).collect()
+}
+
+/// True for the addition of a weight to every row.
+fn is_bias(graph: &Graph, op: OpId) -> bool {
+    let op = graph.op(op);
+    matches!(op.kind, OpKind::Add) && op.inputs.last().is_some_and(|b| graph.producer(*b).is_none())
 }
 
 fn is_norm(kind: &OpKind) -> bool {
