@@ -1,6 +1,9 @@
-//! `cargo xtask docs`: the documentation that is generated from the code.
+//! `cargo xtask docs`: the documentation that is generated from the code, and what is generated at run time: help and
+//! shell completions, which are held against the declaration of the settings.
 
 use std::fs;
+
+use clap_complete::Shell;
 
 use crate::error::TaskError;
 use crate::workspace;
@@ -35,6 +38,33 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
         } else {
             fs::write(&file, text).map_err(TaskError::file(&file))?;
             println!("wrote {path}");
+        }
+    }
+    if options.check { check_command_line() } else { Ok(()) }
+}
+
+/// Holds the help and the completions that the command line makes of the settings against their declaration.
+fn check_command_line() -> Result<(), TaskError> {
+    let settings = allotrope_config::resolve_with(&allotrope_config::Options::default(), None, None)
+        .map_err(|error| TaskError::Message(format!("resolving the defaults: {error}")))?;
+    let mut command = clap::Command::new("allotrope").args(allotrope_config::command_line::arguments());
+    let help = command.render_long_help().to_string();
+    for row in settings.rows() {
+        let path = row.setting;
+        let in_files = help.contains(&format!("In files: {path}"));
+        // Keys of `-cc` are listed below its argument without the name of their group.
+        let key = path.strip_prefix("compilation.").is_some_and(|key| help.contains(&format!("  {key}: ")));
+        if !in_files && !key {
+            return Err(TaskError::Message(format!("the command line's help does not say how to set {path}")));
+        }
+    }
+    let flags: Vec<String> = command.get_arguments().filter_map(|flag| flag.get_long().map(str::to_owned)).collect();
+    for shell in [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::PowerShell, Shell::Elvish] {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut command, "allotrope", &mut script);
+        let script = String::from_utf8_lossy(&script);
+        if let Some(flag) = flags.iter().find(|flag| !script.contains(flag.as_str())) {
+            return Err(TaskError::Message(format!("the completions for {shell} do not have --{flag}")));
         }
     }
     Ok(())
