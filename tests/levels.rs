@@ -78,19 +78,4 @@ macro_rules! checkpoints {
     )*};
 }
 
-checkpoints! {
-    grouped_query_bf16: "gqa-bf16",
-    multi_head_untied_bf16: "mha-untied-bf16",
-    multi_query_odd_sizes_bf16: "mqa-bf16",
-    sharded_untied_bf16: "sharded-bf16",
-    biases_bf16: "bias-bf16",
-    rope_llama3_bf16: "rope-llama3-bf16",
-    grouped_query_f16: "gqa-f16",
-    grouped_query_f32: "gqa-f32",
-    rope_linear_f32: "rope-linear-f32",
-    rope_llama3_f32: "rope-llama3-f32",
-    rope_yarn_f32: "rope-yarn-f32",
-    grouped_query_fp8: "gqa-fp8",
-    trained_bf16: "tiny-chat",
-    trained_fp8: "tiny-chat-fp8",
-}
+allotrope_tests::for_every_checkpoint!(checkpoints);

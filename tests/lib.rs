@@ -16,6 +16,29 @@ use serde_json::Value;
 
 pub use batch::{BatchRunner, one_sequence};
 
+/// Calls the macro `$tests` with every checkpoint whose numbers are known: `test_name: "checkpoint",` each.
+#[macro_export]
+macro_rules! for_every_checkpoint {
+    ($tests:ident) => {
+        $tests! {
+            grouped_query_bf16: "gqa-bf16",
+            multi_head_untied_bf16: "mha-untied-bf16",
+            multi_query_odd_sizes_bf16: "mqa-bf16",
+            sharded_untied_bf16: "sharded-bf16",
+            biases_bf16: "bias-bf16",
+            rope_llama3_bf16: "rope-llama3-bf16",
+            grouped_query_f16: "gqa-f16",
+            grouped_query_f32: "gqa-f32",
+            rope_linear_f32: "rope-linear-f32",
+            rope_llama3_f32: "rope-llama3-f32",
+            rope_yarn_f32: "rope-yarn-f32",
+            grouped_query_fp8: "gqa-fp8",
+            trained_bf16: "tiny-chat",
+            trained_fp8: "tiny-chat-fp8",
+        }
+    };
+}
+
 /// A checkpoint of `fixtures/` (or a trained one of `models/`) whose numbers are known.
 #[must_use]
 pub fn checkpoint(name: &str) -> PathBuf {
