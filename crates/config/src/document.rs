@@ -11,7 +11,7 @@ use crate::examples::examples;
 use crate::level::OptimizationLevel;
 use crate::options::Options;
 use crate::resolve::resolve_with;
-use crate::settings::{Settings, all};
+use crate::settings::{Row, Settings, all};
 
 const GENERATED: &str = "<!-- Generated from crates/config by `cargo xtask docs`; do not edit. -->";
 
@@ -161,7 +161,7 @@ pub fn initial_file() -> String {
             text,
             "\n# {summary}\n# Values: {}. Default: {default}.\n# {key} = {}\n",
             setting.words(),
-            toml_value(&row.value)
+            toml_of(row)
         );
     }
     text.replace('`', "")
@@ -178,13 +178,18 @@ impl Settings {
                 let _ = write!(text, "\n[{prefix}]\n");
                 group = prefix;
             }
-            let _ = writeln!(text, "{key} = {}", toml_value(&row.value));
+            let _ = writeln!(text, "{key} = {}", toml_of(&row));
         }
         text
     }
 }
 
-/// A value of a setting in TOML's own syntax.
+/// The value of a setting in TOML's own syntax. It has no null: a setting without a value has the word for that.
+fn toml_of(row: &Row) -> String {
+    if row.value.is_null() { toml_value(&Json::String(row.shown.clone())) } else { toml_value(&row.value) }
+}
+
+/// A value in TOML's own syntax.
 fn toml_value(value: &Json) -> String {
     match value {
         Json::String(text) => toml::Value::String(text.clone()).to_string(),

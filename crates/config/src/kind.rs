@@ -1,5 +1,8 @@
 //! Kinds of values: how each is read from text, JSON and TOML, written, shown and described.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
 use serde_json::{Value as Json, json};
 
 use crate::error::{nearest, quoted};
@@ -13,12 +16,20 @@ pub(crate) enum Given<'a> {
     Json(&'a Json),
 }
 
-impl Given<'_> {
+impl<'a> Given<'a> {
     /// The value for a message.
     pub(crate) fn shown(self) -> String {
         match self {
             Self::Text(text) => quoted(text),
             Self::Json(json) => quoted(&json.to_string()),
+        }
+    }
+
+    /// The text of a value that was given as text or as a JSON string.
+    fn text(self) -> Option<&'a str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Json(json) => json.as_str(),
         }
     }
 }
@@ -157,29 +168,120 @@ fn show_counts(numbers: &[usize]) -> String {
 
 fn read_counts(kind: &Kind<Vec<usize>>, given: Given<'_>) -> Result<Vec<usize>, String> {
     let one = count(kind.range.0, kind.range.1);
+    let expected = "it must be a list of whole numbers, such as [1, 2, 4]";
+    let mut numbers = read_list(given, expected, |item| (one.read)(&one, item))?;
+    numbers.sort_unstable();
+    numbers.dedup();
+    Ok(numbers)
+}
+
+/// Reads the items of a list: a JSON list, also as text, or text with commas or spaces between the items.
+fn read_list<T>(
+    given: Given<'_>,
+    expected: &str,
+    read: impl Fn(Given<'_>) -> Result<T, String>,
+) -> Result<Vec<T>, String> {
     let parsed: Json;
     let items: Vec<Given<'_>> = match given {
         Given::Json(Json::Array(items)) => items.iter().map(Given::Json).collect(),
-        Given::Json(_) => return Err("it must be a list of whole numbers, such as [1, 2, 4]".to_owned()),
+        Given::Json(_) => return Err(expected.to_owned()),
         Given::Text(text) if text.trim_start().starts_with('[') => {
-            parsed = serde_json::from_str(text)
-                .map_err(|error| format!("it must be a list of whole numbers, such as [1, 2, 4] ({error})"))?;
+            parsed = serde_json::from_str(text).map_err(|error| format!("{expected} ({error})"))?;
             match &parsed {
                 Json::Array(items) => items.iter().map(Given::Json).collect(),
-                _ => return Err("it must be a list of whole numbers, such as [1, 2, 4]".to_owned()),
+                _ => return Err(expected.to_owned()),
             }
         }
         Given::Text(text) if text.trim().is_empty() => Vec::new(),
         Given::Text(text) if text.contains(',') => text.split(',').map(Given::Text).collect(),
         Given::Text(text) => text.split_whitespace().map(Given::Text).collect(),
     };
-    let mut numbers = Vec::with_capacity(items.len());
-    for item in items {
-        numbers.push((one.read)(&one, item).map_err(|wrong| format!("{} is in the list, and {wrong}", item.shown()))?);
+    items
+        .into_iter()
+        .map(|item| read(item).map_err(|wrong| format!("{} is in the list, and {wrong}", item.shown())))
+        .collect()
+}
+
+/// A list of names, kept in the order given without repetition.
+pub(crate) const NAMES: Kind<Vec<String>> = Kind {
+    read: read_names,
+    write: |value| json!(value),
+    show: |value| if value.is_empty() { "none".to_owned() } else { value.join(", ") },
+    schema: |_| json!({ "type": "array", "items": { "type": "string", "pattern": "^[a-z][a-z0-9_]*$" } }),
+    words: |_| "a list of names: small letters, digits and `_`, a letter first".to_owned(),
+    names: Vec::new,
+    placeholder: "NAME,NAME,…",
+    range: (0, 0),
+};
+
+fn read_names(_: &Kind<Vec<String>>, given: Given<'_>) -> Result<Vec<String>, String> {
+    let expected = "it must be a list of names, such as attention,linear or [\"attention\", \"linear\"]";
+    let mut names = read_list(given, expected, |item| {
+        let name = item.text().map(str::trim).filter(|name| is_name(name)).map(str::to_owned);
+        name.ok_or_else(|| {
+            "it must be a name of small letters, digits and _ with a letter first, such as attention".to_owned()
+        })
+    })?;
+    let mut seen = BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    Ok(names)
+}
+
+fn is_name(text: &str) -> bool {
+    let within = |character: char| matches!(character, 'a'..='z' | '0'..='9' | '_');
+    text.starts_with(|first: char| first.is_ascii_lowercase()) && text.chars().all(within)
+}
+
+/// The path of a folder. A relative one stays relative.
+pub(crate) const FOLDER: Kind<PathBuf> = Kind {
+    read: read_folder,
+    write: |value| json!(value.to_string_lossy()),
+    show: |value| value.display().to_string(),
+    schema: |_| json!({ "type": "string", "pattern": "\\S" }),
+    words: |_| "the path of a folder".to_owned(),
+    names: Vec::new,
+    placeholder: "DIR",
+    range: (0, 0),
+};
+
+fn read_folder(_: &Kind<PathBuf>, given: Given<'_>) -> Result<PathBuf, String> {
+    let text = given.text().filter(|text| !text.trim().is_empty());
+    let text = text.ok_or_else(|| "it must be the path of a folder, such as ./dump".to_owned())?;
+    // They would reach the terminal whenever the value is shown.
+    if text.contains(char::is_control) {
+        return Err("it must be a path without control characters, such as ./dump".to_owned());
     }
-    numbers.sort_unstable();
-    numbers.dedup();
-    Ok(numbers)
+    Ok(PathBuf::from(text))
+}
+
+/// A setting that may be without a value.
+pub(crate) trait Optional {
+    /// The type of its value.
+    type Value: 'static;
+    /// The kind of its value.
+    const KIND: Kind<Self::Value>;
+    /// The word that is said and shown where it has none.
+    const UNSET: &'static str;
+}
+
+/// A value of the kind, or none: `null` in JSON, and a word everywhere.
+pub(crate) const fn optional<T: Optional>() -> Kind<Option<T::Value>> {
+    Kind {
+        read: |_, given| {
+            let unset = match given {
+                Given::Json(Json::Null) => true,
+                _ => given.text().is_some_and(|text| text.trim().eq_ignore_ascii_case(T::UNSET)),
+            };
+            if unset { Ok(None) } else { (T::KIND.read)(&T::KIND, given).map(Some) }
+        },
+        write: |value| value.as_ref().map_or(Json::Null, T::KIND.write),
+        show: |value| value.as_ref().map_or_else(|| T::UNSET.to_owned(), T::KIND.show),
+        schema: |_| json!({ "anyOf": [(T::KIND.schema)(&T::KIND), { "enum": [null, T::UNSET] }] }),
+        words: |_| format!("{}, or `{}`", (T::KIND.words)(&T::KIND), T::UNSET),
+        names: T::KIND.names,
+        placeholder: T::KIND.placeholder,
+        range: T::KIND.range,
+    }
 }
 
 fn in_range(number: u64, (least, most): (u64, u64)) -> Result<u64, String> {

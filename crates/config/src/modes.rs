@@ -42,7 +42,7 @@ display_and_parse!(CompilationMode);
 pub enum RuntimeMode {
     /// Launch by launch.
     None,
-    /// Recorded pieces, with the attention operations between them launched one by one.
+    /// Recorded pieces, with the operations at which the step is cut launched one by one between them.
     Piecewise,
     /// One recording of the whole step.
     Full,
@@ -53,7 +53,7 @@ pub enum RuntimeMode {
 pub enum GraphMode {
     /// Nothing is recorded.
     None,
-    /// Every batch runs as recorded pieces with attention between them.
+    /// Every batch runs as recorded pieces, with the operations at which the step is cut between them.
     Piecewise,
     /// Every batch runs as one recording.
     Full,
@@ -85,8 +85,8 @@ impl GraphMode {
     /// The strongest mode not above this one that attention with `support` can run, where a decode
     /// adds `query_length` tokens to each sequence (1 without speculation).
     ///
-    /// Pieces never contain attention, so they are always possible; a whole step contains it. The result
-    /// is the table of vLLM's `resolve_cudagraph_mode_and_sizes` for models that can be cut into pieces,
+    /// Steps are taken to be cut at attention: pieces do not contain it and are always possible, a whole step contains
+    /// it. The result is the table of vLLM's `resolve_cudagraph_mode_and_sizes` for models that can be cut into pieces,
     /// which here is every model. (Where vLLM refuses `FULL` because attention can never be recorded, this
     /// gives `PIECEWISE`; resolving settings refuses any explicit mode that would be lowered.)
     pub const fn lowered_for(self, support: AttentionGraphSupport, query_length: usize) -> Self {
@@ -101,6 +101,15 @@ impl GraphMode {
             Self::Full if decodes => Self::FullAndPiecewise,
             Self::FullDecodeOnly | Self::FullAndPiecewise if decodes => self,
             Self::Full | Self::FullDecodeOnly | Self::FullAndPiecewise => Self::Piecewise,
+        }
+    }
+
+    /// The same with every batch that would run as pieces launch by launch.
+    pub(crate) const fn without_pieces(self) -> Self {
+        match self {
+            Self::Piecewise => Self::None,
+            Self::FullAndPiecewise => Self::FullDecodeOnly,
+            Self::None | Self::Full | Self::FullDecodeOnly => self,
         }
     }
 }

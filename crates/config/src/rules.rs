@@ -5,13 +5,13 @@ use crate::declaration::{Choice, Lowering};
 use crate::error::{Problem, SettingsError};
 use crate::facts::ActivationQuantization;
 use crate::kind::show_bytes;
-use crate::modes::{CompilationMode, GraphMode};
+use crate::modes::{AttentionGraphSupport, CompilationMode, GraphMode};
 use crate::resolve::Resolution;
 use crate::settings::{
     BLOCK_SIZE, COMPILATION_MODE, CUDAGRAPH_CAPTURE_SIZES, CUDAGRAPH_MODE, KV_CACHE_MEMORY, MAX_CUDAGRAPH_CAPTURE_SIZE,
-    MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, passes,
+    MAX_MODEL_LEN, MAX_NUM_BATCHED_TOKENS, MAX_NUM_SEQS, SPLITTING_OPS, passes,
 };
-use crate::source::Source;
+use crate::source::{Resolved, Source};
 
 /// The most memory that the KV cache has by default.
 const MOST_DEFAULT_KV_CACHE: u64 = 4 << 30;
@@ -24,6 +24,12 @@ pub(crate) const MOST_CONTEXT: u64 = 1 << 24;
 
 /// The most threads that may be asked for.
 pub(crate) const MOST_THREADS: u64 = 1 << 12;
+
+/// The most rewrites that the passes may be bounded to.
+pub(crate) const MOST_REWRITES: u64 = 1 << 30;
+
+/// The name of attention among the operations.
+pub(crate) const ATTENTION: &str = "attention";
 
 /// What a limit answers.
 type Limited<T> = Result<Option<Lowering<T>>, SettingsError>;
@@ -52,6 +58,12 @@ pub(crate) fn quantizes_statically(resolution: &Resolution<'_>) -> Choice<bool> 
             Choice::because(true, "the model quantizes activations statically".to_owned())
         }
     }
+}
+
+pub(crate) fn has_qk_norms(resolution: &Resolution<'_>) -> Choice<bool> {
+    let has = resolution.model().has_qk_norm;
+    let reason = if has { "the model has q/k norms" } else { "the model has no q/k norms" };
+    Choice::because(has, reason.to_owned())
 }
 
 /// A pass that somebody switched on needs the passes to run.
@@ -89,18 +101,49 @@ pub(crate) fn pass_limit(on: &bool, resolution: &Resolution<'_>) -> Limited<bool
     }))
 }
 
+pub(crate) fn splitting_ops_default(_: &Resolution<'_>) -> Result<Choice<Vec<String>>, SettingsError> {
+    Ok(Choice::of(vec![ATTENTION.to_owned()]))
+}
+
 pub(crate) fn cudagraph_mode_limit(mode: &GraphMode, resolution: &Resolution<'_>) -> Limited<GraphMode> {
-    if matches!(mode, GraphMode::None | GraphMode::Piecewise) {
+    let splitting = resolution.settle(&SPLITTING_OPS)?;
+    let split = splitting.value.iter().any(|name| name == ATTENTION);
+    // Not every mode looks at the device, and what does not look rests on no assumption.
+    if *mode == GraphMode::None || (*mode == GraphMode::Piecewise && split) {
         return Ok(None);
     }
     let device = resolution.device();
     let support = device.attention_graph_support;
-    let possible = mode.lowered_for(support, 1);
-    Ok((possible != *mode).then(|| Lowering {
-        value: possible,
-        because: format!("on {} {}", device.name, support.words()),
-        instead: format!("write compilation.cudagraph_mode={possible}"),
+    let whole = mode.lowered_for(support, 1);
+    let possible = if split || support == AttentionGraphSupport::Always { whole } else { whole.without_pieces() };
+    if possible == *mode {
+        return Ok(None);
+    }
+    let because = format!("on {} {}", device.name, support.words());
+    let instead = format!("write compilation.cudagraph_mode={possible}");
+    Ok(Some(if possible == whole {
+        Lowering { value: possible, because, instead }
+    } else {
+        Lowering {
+            value: possible,
+            because: format!(
+                "compilation.splitting_ops ({}) leaves attention inside the pieces, and {because}",
+                splitting.source
+            ),
+            // With it a mode that asks for more than attention can do would still be refused.
+            instead: if whole == *mode {
+                format!("{instead}, or add {ATTENTION} to compilation.splitting_ops")
+            } else {
+                instead
+            },
+        }
     }))
+}
+
+/// That nothing is recorded, and what made it so.
+fn nothing_recorded(mode: &Resolved<GraphMode>) -> String {
+    let reason = mode.reason.as_ref().map_or_else(String::new, |reason| format!(", {reason}"));
+    format!("nothing is recorded: compilation.cudagraph_mode is NONE ({}{reason})", mode.source)
 }
 
 pub(crate) fn require_graphs_limit(required: &bool, resolution: &Resolution<'_>) -> Limited<bool> {
@@ -110,7 +153,7 @@ pub(crate) fn require_graphs_limit(required: &bool, resolution: &Resolution<'_>)
     let mode = resolution.settle(&CUDAGRAPH_MODE)?;
     Ok((mode.value == GraphMode::None).then(|| Lowering {
         value: false,
-        because: format!("nothing is recorded: compilation.cudagraph_mode is NONE ({})", mode.source),
+        because: nothing_recorded(&mode),
         instead: "write compilation.cudagraph_mode=PIECEWISE or another mode, or drop require_graphs".to_owned(),
     }))
 }
@@ -150,12 +193,8 @@ pub(crate) fn capture_sizes_limit(sizes: &Vec<usize>, resolution: &Resolution<'_
     let lowered = |because: String, instead: String| Lowering { value: Vec::new(), because, instead };
     let mode = resolution.settle(&CUDAGRAPH_MODE)?;
     if mode.value == GraphMode::None {
-        return Ok((!sizes.is_empty()).then(|| {
-            lowered(
-                format!("nothing is recorded: compilation.cudagraph_mode is NONE ({})", mode.source),
-                "choose another cudagraph_mode, or drop the sizes".to_owned(),
-            )
-        }));
+        return Ok((!sizes.is_empty())
+            .then(|| lowered(nothing_recorded(&mode), "choose another cudagraph_mode, or drop the sizes".to_owned())));
     }
     let Some(largest) = sizes.last().copied() else {
         return Ok(Some(lowered(
@@ -198,7 +237,7 @@ pub(crate) fn max_capture_size_limit(maximum: &usize, resolution: &Resolution<'_
     Ok(match (mode.value, *maximum) {
         (GraphMode::None, 1..) => Some(Lowering {
             value: 0,
-            because: format!("nothing is recorded: compilation.cudagraph_mode is NONE ({})", mode.source),
+            because: nothing_recorded(&mode),
             instead: "choose another cudagraph_mode, or drop the maximum".to_owned(),
         }),
         (GraphMode::None, 0) | (_, 1..) => None,
@@ -306,7 +345,8 @@ pub(crate) fn kv_cache_memory_default(resolution: &Resolution<'_>) -> Result<Cho
     let available = resolution.device().available_memory;
     let share = (available / 4).clamp(1, MOST_DEFAULT_KV_CACHE);
     let share_reason = if share == MOST_DEFAULT_KV_CACHE {
-        format!("a quarter of {} available, at most {}", show_bytes(available), show_bytes(share))
+        // How much is available differs from run to run, and the reason should not where the value does not.
+        format!("a quarter of what is available, at most {}", show_bytes(share))
     } else {
         format!("a quarter of {} available", show_bytes(available))
     };

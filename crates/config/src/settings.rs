@@ -4,6 +4,7 @@
 //! keys, JSON Schema, documents and `explain`.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use serde_json::Value as Json;
@@ -11,7 +12,7 @@ use serde_json::Value as Json;
 use crate::capture::MOST_TOKENS;
 use crate::declaration::Cell::{Is, Unused, When};
 use crate::declaration::{Declared, Flag, Forced, Rule, Setting, settings_group};
-use crate::kind::{Kind, SWITCH, bytes, choice, count, counts};
+use crate::kind::{FOLDER, Kind, NAMES, Optional, SWITCH, bytes, choice, count, counts, optional};
 use crate::level::OptimizationLevel;
 use crate::modes::{CompilationMode, GraphCapture, GraphMode};
 use crate::rules;
@@ -95,8 +96,9 @@ settings_group! {
         }
         /// Which batches run from recordings: `NONE`, `PIECEWISE`, `FULL`, `FULL_DECODE_ONLY` or `FULL_AND_PIECEWISE`.
         ///
-        /// `PIECEWISE` records what lies between attention operations, `FULL` the whole step. The other two record whole steps for
-        /// batches of decodes, and nothing or pieces for all others. A level's default is lowered to what the device's attention can do.
+        /// `PIECEWISE` records what lies between the operations of `compilation.splitting_ops`, `FULL` the whole step.
+        /// The other two record whole steps for batches of decodes, and nothing or pieces for all others. A level's
+        /// default is lowered to what the device's attention can do.
         cudagraph_mode: GraphMode = CUDAGRAPH_MODE {
             kind: choice(),
             default: Rule::Levels([
@@ -107,6 +109,19 @@ settings_group! {
             ]),
             forced: Some(Forced { by: &ENFORCE_EAGER, value: GraphMode::None }),
             limit: Some(rules::cudagraph_mode_limit),
+            flag: Flag::Dotted,
+            former_paths: &[],
+        }
+        /// The operations at which a step is cut into pieces; each is launched by itself under `PIECEWISE`.
+        ///
+        /// Pieces with attention inside can be recorded only where attention can be recorded for any batch. `+=`
+        /// appends to what else is said of the list, not to the default.
+        splitting_ops: Vec<String> = SPLITTING_OPS {
+            kind: NAMES,
+            // A list cannot be a constant.
+            default: Rule::Computed { words: rules::ATTENTION, choose: rules::splitting_ops_default },
+            forced: None,
+            limit: None,
             flag: Flag::Dotted,
             former_paths: &[],
         }
@@ -152,10 +167,48 @@ settings_group! {
             flag: Flag::Value { long: "max-cudagraph-capture-size", aliases: &[], short: None },
             former_paths: &[],
         }
+        /// Write the graph before and after every pass, the kernels, the memory plan, the capture plan and the settings
+        /// into this folder.
+        ///
+        /// The same input gives the same bytes. A relative path is taken from the working directory.
+        debug_dump_path: Option<PathBuf> = DEBUG_DUMP_PATH {
+            kind: optional::<DumpFolder>(),
+            default: Rule::Constant(None),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "debug-dump-path", aliases: &[], short: None },
+            former_paths: &[],
+        }
+        /// Stop after this many rewrites of the graph, so that a wrong one can be found by bisection
+        /// (`cargo xtask bisect`).
+        fuel: Option<usize> = FUEL {
+            kind: optional::<Fuel>(),
+            default: Rule::Constant(None),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "fuel", aliases: &[], short: None },
+            former_paths: &[],
+        }
         group
         /// The passes, one switch each.
         pass_config: PassConfig;
     }
+}
+
+enum DumpFolder {}
+
+impl Optional for DumpFolder {
+    type Value = PathBuf;
+    const KIND: Kind<PathBuf> = FOLDER;
+    const UNSET: &'static str = "none";
+}
+
+enum Fuel {}
+
+impl Optional for Fuel {
+    type Value = usize;
+    const KIND: Kind<usize> = count(0, rules::MOST_REWRITES);
+    const UNSET: &'static str = "unlimited";
 }
 
 /// Declares the passes: each is a switch with a row in the level table, off wherever `compilation.mode` is `none`.
@@ -205,8 +258,14 @@ passes! {
     /// Compute the gate and up projections in one matrix product.
     fuse_gate_up_proj = FUSE_GATE_UP_PROJ [Is(false), Is(false), Is(true), Is(true)]
         former &[];
+    /// Fuse the norms of query and key heads with the RoPE that follows them.
+    fuse_qk_norm_rope = FUSE_QK_NORM_ROPE [Is(false), Is(false), QK_NORMS, QK_NORMS]
+        former &["compilation.pass_config.enable_qk_norm_rope_fusion"];
     /// Fuse RoPE with the write into the KV cache.
     fuse_rope_kvcache = FUSE_ROPE_KVCACHE [Is(false), Is(false), Is(true), Is(true)]
+        former &[];
+    /// Do the norm, and the quantization of its result, in the launch of the matrix product that follows them.
+    fuse_gemm_prologue = FUSE_GEMM_PROLOGUE [Is(false), Is(false), Is(true), Is(true)]
         former &[];
     /// Do bias, residual addition and activation in the matrix product that precedes them.
     fuse_gemm_epilogue = FUSE_GEMM_EPILOGUE [Is(false), Is(false), Is(true), Is(true)]
@@ -221,6 +280,9 @@ const ACTIVATIONS_QUANTIZED: crate::declaration::Cell<bool> =
 
 const STATICALLY_QUANTIZED: crate::declaration::Cell<bool> =
     When { words: "if activations are quantized statically", choose: rules::quantizes_statically };
+
+const QK_NORMS: crate::declaration::Cell<bool> =
+    When { words: "if the model has q/k norms", choose: rules::has_qk_norms };
 
 settings_group! {
     /// Kernels and the layout of their weights.

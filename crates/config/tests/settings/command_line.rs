@@ -91,6 +91,57 @@ fn every_form_says_the_same() {
 }
 
 #[test]
+fn every_form_says_the_same_of_names_and_of_what_may_be_without_a_value() {
+    for (forms, path, value) in [
+        (
+            vec![
+                vec!["-cc.splitting_ops=linear,attention"],
+                vec!["-cc.splitting-ops", "linear, attention,linear"],
+                vec!["-cc", r#"{"splitting_ops": ["linear", "attention", "attention"]}"#],
+                vec![r#"-cc.splitting_ops=["linear","attention"]"#],
+                vec!["-cc.splitting_ops=linear", "-cc.splitting_ops+=attention,linear"],
+            ],
+            "compilation.splitting_ops",
+            json!(["linear", "attention"]),
+        ),
+        (
+            vec![vec!["-cc.splitting_ops=[]"], vec!["-cc.splitting_ops="], vec!["-cc", r#"{"splitting_ops": []}"#]],
+            "compilation.splitting_ops",
+            json!([]),
+        ),
+        (
+            vec![
+                vec!["--debug-dump-path", "a folder/of dumps"],
+                vec!["--debug_dump_path=a folder/of dumps"],
+                vec!["-cc.debug_dump_path=a folder/of dumps"],
+                vec!["-cc", r#"{"debug_dump_path": "a folder/of dumps"}"#],
+            ],
+            "compilation.debug_dump_path",
+            json!("a folder/of dumps"),
+        ),
+        (
+            vec![
+                vec!["--debug-dump-path", "none"],
+                vec!["-cc.debug_dump_path=None"],
+                vec!["-cc", r#"{"debug_dump_path": null}"#],
+            ],
+            "compilation.debug_dump_path",
+            json!(null),
+        ),
+        (vec![vec!["--fuel", "0"], vec!["-cc.fuel=0"], vec!["-cc", r#"{"fuel": 0}"#]], "compilation.fuel", json!(0)),
+        (
+            vec![vec!["--fuel", "Unlimited"], vec!["-cc.fuel=unlimited"], vec!["-cc", r#"{"fuel": null}"#]],
+            "compilation.fuel",
+            json!(null),
+        ),
+    ] {
+        for form in forms {
+            assert_eq!(said(&form, path), value, "{form:?}");
+        }
+    }
+}
+
+#[test]
 fn the_source_is_the_flag_that_said_it() {
     for (arguments, path, flag) in [
         (vec!["-O1"], "optimization_level", "-O"),

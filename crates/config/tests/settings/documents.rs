@@ -100,21 +100,39 @@ fn the_explanation_has_the_form_of_its_schema() {
         assert_eq!(row.get("setting"), form.pointer("/properties/setting/const"));
         let known = keys(schema.pointer("/properties/settings/items/properties/source/properties").unwrap());
         assert!(keys(row.get("source").unwrap()).is_subset(&known), "{row}");
-        let value = form.pointer("/properties/value").unwrap();
-        let matching = match value.get("type").and_then(Json::as_str) {
-            Some("boolean") => row["value"].is_boolean(),
-            Some("integer") => row["value"].is_u64(),
-            Some("array") => row["value"].is_array(),
-            _ => value
-                .get("enum")
-                .map_or(row["value"].is_u64(), |names| names.as_array().unwrap().contains(&row["value"])),
-        };
-        assert!(matching, "{row} {form}");
+        assert!(fits(&row["value"], form.pointer("/properties/value").unwrap()), "{row} {form}");
     }
     let pass = explanation.pointer("/passes/0").unwrap();
     assert_eq!(keys(pass), keys(schema.pointer("/properties/passes/items/properties").unwrap()));
     assert_eq!(pass["on"], Json::Bool(true));
     assert_eq!(pass["matches"], 32);
+}
+
+/// Whether a value has one of the forms that its schema allows.
+fn fits(value: &Json, schema: &Json) -> bool {
+    if let Some(any) = schema.get("anyOf").and_then(Json::as_array) {
+        return any.iter().any(|schema| fits(value, schema));
+    }
+    match schema.get("type").and_then(Json::as_str) {
+        Some("boolean") => value.is_boolean(),
+        Some("integer") => value.is_u64(),
+        Some("string") => value.is_string(),
+        Some("array") => value.as_array().is_some_and(|items| items.iter().all(|item| fits(item, &schema["items"]))),
+        _ => schema["enum"].as_array().unwrap().contains(value),
+    }
+}
+
+#[test]
+fn a_setting_without_a_value_is_null_in_json_and_a_word_elsewhere() {
+    let text = settings().to_toml();
+    for line in ["debug_dump_path = \"none\"\n", "fuel = \"unlimited\"\n", "splitting_ops = [\"attention\"]\n"] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+    for (path, word) in [("compilation.debug_dump_path", "none"), ("compilation.fuel", "unlimited")] {
+        let row = settings().row(path).unwrap();
+        assert_eq!((row.value, row.shown.as_str()), (Json::Null, word));
+        assert!(initial_file().contains(&format!(" = \"{word}\"\n")));
+    }
 }
 
 #[test]
@@ -129,6 +147,7 @@ fn the_difference_of_two_levels() {
             "compilation.pass_config.fuse_qkv_proj",
             "compilation.pass_config.fuse_gate_up_proj",
             "compilation.pass_config.fuse_rope_kvcache",
+            "compilation.pass_config.fuse_gemm_prologue",
             "compilation.pass_config.fuse_gemm_epilogue",
             "kernel.repack_weights",
         ]

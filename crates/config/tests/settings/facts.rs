@@ -5,7 +5,7 @@ use allotrope_config::{ActivationQuantization, AttentionGraphSupport, DeviceFact
 /// A model by the name that the tests' data give it.
 pub(crate) fn model(name: &str) -> ModelFacts {
     let activation_quantization = match name {
-        "plain" => ActivationQuantization::None,
+        "plain" | "qk-norms" => ActivationQuantization::None,
         "fp8-static" => ActivationQuantization::Static,
         "fp8-dynamic" => ActivationQuantization::Dynamic,
         other => panic!("no model is called {other}"),
@@ -13,7 +13,7 @@ pub(crate) fn model(name: &str) -> ModelFacts {
     ModelFacts {
         name: name.to_owned(),
         activation_quantization,
-        has_qk_norm: false,
+        has_qk_norm: name == "qk-norms",
         context_length: 8192,
         kv_bytes_per_token: 32 * 1024,
     }
@@ -24,6 +24,7 @@ pub(crate) fn device(name: &str) -> DeviceFacts {
     let (attention_graph_support, can) = match name {
         "capable" => (AttentionGraphSupport::Always, true),
         "uniform" => (AttentionGraphSupport::UniformBatch, true),
+        "never" => (AttentionGraphSupport::Never, true),
         "cpu" => (AttentionGraphSupport::Always, false),
         other => panic!("no device is called {other}"),
     };

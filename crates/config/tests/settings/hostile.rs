@@ -29,6 +29,20 @@ fn wrong_arguments_are_usage_errors_that_name_the_place() {
         (vec!["-cc", "{\"max_cudagraph_capture_size\": -1}"], "it must be a whole number"),
         (vec!["-cc", "{\"cudagraph_capture_sizes\": [1, [2]]}"], "it must be a whole number"),
         (vec!["-cc", "{\"cudagraph_capture_sizes\": [0]}"], "it must be from 1 to 1048576"),
+        (vec!["-cc", "{\"splitting_ops\": \"attention\"}"], "it must be a list of names"),
+        (vec!["-cc", "{\"splitting_ops\": [1]}"], "`1` is in the list, and it must be a name"),
+        (vec!["-cc.splitting_ops=[attention]"], "such as attention,linear or [\"attention\", \"linear\"] ("),
+        (vec!["-cc.splitting_ops=attention,,linear"], "`` is in the list, and it must be a name"),
+        (vec!["-cc.splitting_ops=Attention"], "`Attention` is in the list, and it must be a name"),
+        (vec!["-cc.splitting_ops=_attention"], "it must be a name"),
+        (vec!["-cc.splitting_ops=aten::add"], "it must be a name"),
+        (vec!["--debug-dump-path", ""], "it must be the path of a folder"),
+        (vec!["--debug-dump-path", " "], "it must be the path of a folder"),
+        (vec!["--debug-dump-path", "a\u{1b}[31m"], "it must be a path without control characters"),
+        (vec!["-cc", "{\"debug_dump_path\": [\"a\"]}"], "it must be the path of a folder"),
+        (vec!["--fuel", "none"], "it must be a whole number"),
+        (vec!["--fuel", "1073741825"], "it must be from 0 to 1073741824"),
+        (vec!["-cc", "{\"fuel\": -1}"], "it must be a whole number"),
         (vec!["-cc", "{\"mode\": {\"x\": 1}}"], "`compilation.mode` cannot be"),
         (vec!["--threads", &long], "the number is too large"),
         (vec!["--threads", "0"], "it must be from 1 to 4096"),
@@ -57,6 +71,8 @@ fn messages_of_our_own_stay_short_and_printable() {
         said.set(&hostile, "1", Source::Builder).expect_err("no setting"),
         said.set("cpu.threads", &hostile, Source::Builder).expect_err("no number"),
         said.set("compilation.mode", &hostile, Source::Builder).expect_err("no mode"),
+        said.set("compilation.splitting_ops", &hostile, Source::Builder).expect_err("no name"),
+        said.set("compilation.debug_dump_path", &hostile, Source::Builder).expect_err("no folder"),
     ] {
         let message = error.to_string();
         assert!(message.len() < 1000, "{} bytes", message.len());
@@ -78,7 +94,8 @@ proptest! {
     #[test]
     fn no_value_panics(path in prop::sample::select(vec![
         "optimization_level", "enforce_eager", "compilation.mode", "compilation.cudagraph_capture_sizes",
-        "cache.kv_cache_memory", "model.max_model_len",
+        "compilation.splitting_ops", "compilation.debug_dump_path", "compilation.fuel", "cache.kv_cache_memory",
+        "model.max_model_len",
     ]), value in ".{0,40}|[0-9_]{0,30} ?[kKmMgGiBb]{0,4}|\\[[0-9, ]{0,30}\\]?") {
         let mut said = Options::new();
         if let Err(error) = said.set(path, &value, Source::Builder) {

@@ -160,6 +160,25 @@ fn a_list_is_appended_to_what_weaker_layers_say() {
 }
 
 #[test]
+fn a_stronger_layer_can_take_a_value_away_again() {
+    let (_folder, _, deep) = project("", "[compilation]\ndebug_dump_path = 'dump'\nfuel = 3\n");
+    let variables = [("ALLOTROPE_COMPILATION__FUEL", "unlimited")];
+    let options = load_from(Options::new(), &Sources::default(), &environment(&variables, Some(&deep))).unwrap();
+    assert_eq!(value_of(&options, "compilation.debug_dump_path").0, json!("dump"));
+    let settings = allotrope_config::resolve_with(&options, None, None).unwrap();
+    assert_eq!(settings.compilation.debug_dump_path.value.as_deref(), Some(Path::new("dump")));
+    assert_eq!(settings.compilation.fuel.value, None);
+    let variable = "ALLOTROPE_COMPILATION__FUEL".to_owned();
+    assert_eq!(settings.compilation.fuel.source, Source::Environment { variable });
+    let error = load(&[("ALLOTROPE_COMPILATION__DEBUG_DUMP_PATH", "")]).expect_err("no path");
+    assert_eq!(
+        error.to_string(),
+        "environment ALLOTROPE_COMPILATION__DEBUG_DUMP_PATH: `compilation.debug_dump_path` cannot be ``: \
+         it must be the path of a folder, such as ./dump"
+    );
+}
+
+#[test]
 fn mistakes_in_a_file_have_their_line() {
     for (text, line, part) in [
         ("[cpu]\nthreads = 1\nthreds = 2\n", 3, "did you mean `cpu.threads`?"),
@@ -179,6 +198,8 @@ fn mistakes_in_a_file_have_their_line() {
         ("[compilation]\nmode = 'all'\n", 2, "it must be one of none, compile"),
         ("[compilation.pass_config]\nfuse_add_norm = 'yes'\n", 2, "it must be true or false"),
         ("[compilation]\ncudagraph_capture_sizes = [1, 'x']\n", 2, "it must be a whole number"),
+        ("[compilation]\nsplitting_ops = ['attention', 'X']\n", 2, "it must be a name"),
+        ("[compilation]\nfuel = -1\n", 2, "it must be a whole number"),
     ] {
         let error = load_text(text).expect_err(text);
         let message = error.to_string();
@@ -192,7 +213,8 @@ fn mistakes_in_a_file_have_their_line() {
 fn values_may_be_written_in_every_toml_form() {
     let options = load_text(
         "optimization_level = 'o1'\ncpu.threads = 0x10\n[compilation]\ncudagraph_mode = 1\n\
-         cudagraph_capture_sizes = [\n 4,\n 1,\n]\npass_config = { fuse_add_norm = false }\n[cache]\nkv_cache_memory = '2GiB'\n",
+         cudagraph_capture_sizes = [\n 4,\n 1,\n]\nsplitting_ops = ['linear', \"attention\"]\n\
+         fuel = 0\npass_config = { fuse_add_norm = false }\n[cache]\nkv_cache_memory = '2GiB'\n",
     )
     .unwrap();
     for (path, value) in [
@@ -200,6 +222,8 @@ fn values_may_be_written_in_every_toml_form() {
         ("cpu.threads", json!(16)),
         ("compilation.cudagraph_mode", json!("PIECEWISE")),
         ("compilation.cudagraph_capture_sizes", json!([1, 4])),
+        ("compilation.splitting_ops", json!(["linear", "attention"])),
+        ("compilation.fuel", json!(0)),
         ("compilation.pass_config.fuse_add_norm", json!(false)),
         ("cache.kv_cache_memory", json!(2_u64 << 30)),
     ] {

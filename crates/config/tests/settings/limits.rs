@@ -110,6 +110,78 @@ fn graph_modes_are_lowered_by_default_and_refused_when_explicit() {
 }
 
 #[test]
+fn pieces_with_attention_inside_need_attention_that_can_always_be_recorded() {
+    use AttentionGraphSupport::{Always, Never, SingleTokenDecode, UniformBatch};
+    const SPLITTING: &str = "compilation.splitting_ops";
+    const MODE: &str = "compilation.cudagraph_mode";
+    let with = |support, values: &[(&str, &str)]| {
+        let device = DeviceFacts { attention_graph_support: support, ..device("capable") };
+        resolve(&said(values), &model("plain"), &device)
+    };
+    // The rows without pieces of vLLM's table, and what the levels' defaults become.
+    for (support, o1, o2) in [
+        (Always, GraphMode::Piecewise, GraphMode::FullAndPiecewise),
+        (UniformBatch, GraphMode::None, GraphMode::FullDecodeOnly),
+        (SingleTokenDecode, GraphMode::None, GraphMode::FullDecodeOnly),
+        (Never, GraphMode::None, GraphMode::None),
+    ] {
+        for splitting in ["[]", "linear"] {
+            for (level, expected) in [("0", GraphMode::None), ("1", o1), ("2", o2), ("3", o2)] {
+                let settings = with(support, &[("optimization_level", level), (SPLITTING, splitting)]).unwrap();
+                assert_eq!(settings.compilation.cudagraph_mode.value, expected, "O{level} {splitting} {support:?}");
+            }
+            for (mode, possible) in [
+                ("PIECEWISE", o1),
+                ("FULL", if support == Always { GraphMode::Full } else { o2 }),
+                ("FULL_DECODE_ONLY", if support == Never { GraphMode::None } else { GraphMode::FullDecodeOnly }),
+                ("FULL_AND_PIECEWISE", o2),
+            ] {
+                let result = with(support, &[(MODE, mode), (SPLITTING, splitting)]);
+                if possible.to_string() == mode {
+                    assert_eq!(result.unwrap().compilation.cudagraph_mode.value, possible);
+                    continue;
+                }
+                let message = result.as_ref().expect_err(mode).to_string();
+                assert!(message.contains("compilation.splitting_ops (command line --compilation.splitting_ops)"));
+                assert!(message.contains(&format!("write compilation.cudagraph_mode={possible}")), "{message}");
+                refused(result, MODE, "leaves attention inside the pieces, and on capable attention can ");
+            }
+        }
+        let among = with(support, &[(SPLITTING, "linear,attention"), ("optimization_level", "1")]).unwrap();
+        assert_eq!(among.compilation.cudagraph_mode.value, GraphMode::Piecewise);
+    }
+    let lowered = with(UniformBatch, &[(SPLITTING, "[]")]).unwrap().compilation.cudagraph_mode;
+    assert_eq!(lowered.source, Source::Level(OptimizationLevel::O2));
+    assert_eq!(
+        lowered.reason.as_deref(),
+        Some(
+            "instead of FULL_AND_PIECEWISE: compilation.splitting_ops (command line --compilation.splitting_ops) \
+             leaves attention inside the pieces, and on capable attention can be recorded only for uniform batches"
+        )
+    );
+    // What needs recordings is told why there are none.
+    for values in [("require_graphs", "true"), ("compilation.cudagraph_capture_sizes", "1,2")] {
+        refused(
+            with(UniformBatch, &[(SPLITTING, "[]"), ("optimization_level", "1"), values]),
+            values.0,
+            "is NONE (level O1, instead of PIECEWISE: compilation.splitting_ops (command line ",
+        );
+    }
+    // Adding attention helps only a mode that attention allows.
+    let way_out = "or add attention to compilation.splitting_ops";
+    refused(with(Never, &[(MODE, "PIECEWISE"), (SPLITTING, "[]")]), MODE, way_out);
+    let full = with(UniformBatch, &[(MODE, "FULL"), (SPLITTING, "[]")]).expect_err("twice too much");
+    assert!(!full.to_string().contains(way_out), "{full}");
+}
+
+#[test]
+fn what_does_not_depend_on_the_device_assumes_none() {
+    let settings = resolve_with(&said(&[("optimization_level", "1")]), None, None).unwrap();
+    assert_eq!(settings.compilation.cudagraph_mode.value, GraphMode::Piecewise);
+    assert_eq!(settings.compilation.cudagraph_mode.reason, None);
+}
+
+#[test]
 fn recordings_that_are_required_or_sized_must_exist() {
     refused(on_cpu(&[("require_graphs", "true"), ("optimization_level", "0")]), "require_graphs", "level O0");
     assert!(on_cpu(&[("require_graphs", "true")]).is_ok());
@@ -170,6 +242,20 @@ fn a_context_that_the_kv_cache_cannot_hold_is_lowered_with_a_reason() {
 }
 
 #[test]
+fn what_changes_from_run_to_run_changes_no_reason_while_the_value_stays() {
+    // 1 MiB a token: 32 sequences of 8192 tokens take more than any share.
+    let heavy = ModelFacts { kv_bytes_per_token: 1 << 20, ..model("plain") };
+    let cache = |available_memory| {
+        let device = DeviceFacts { available_memory, ..device("cpu") };
+        resolve(&Options::new(), &heavy, &device).unwrap().cache.kv_cache_memory
+    };
+    let (first, second) = (cache(40 << 30), cache((48 << 30) + 4096));
+    assert_eq!((first.value, second.value), (4 << 30, 4 << 30));
+    assert_eq!(first.reason.as_deref(), Some("a quarter of what is available, at most 4 GiB"));
+    assert_eq!(first.reason, second.reason);
+}
+
+#[test]
 fn memory_that_is_not_there_or_holds_nothing_is_refused() {
     refused(with_memory(1 << 30, &[("cache.kv_cache_memory", "2GiB")]), "cache.kv_cache_memory", "has 1 GiB available");
     refused(with_memory(1 << 30, &[("cache.kv_cache_memory", "1KiB")]), "cache.kv_cache_memory", "takes 256 KiB");
@@ -219,6 +305,19 @@ fn equality_ignores_where_values_come_from() {
         on_cpu(&[("compilation.pass_config.fuse_add_norm", "true"), ("kernel.repack_weights", "on")]).unwrap();
     assert_eq!(by_level, explicit);
     assert_ne!(by_level, on_cpu(&[("kernel.repack_weights", "off")]).unwrap());
+}
+
+#[test]
+fn norms_of_queries_and_keys_decide_their_fusion() {
+    for (name, fused, reason) in
+        [("plain", false, "the model has no q/k norms"), ("qk-norms", true, "the model has q/k norms")]
+    {
+        let settings = resolve(&Options::new(), &model(name), &device("cpu")).unwrap();
+        let pass = &settings.compilation.pass_config.fuse_qk_norm_rope;
+        assert_eq!((pass.value, pass.reason.as_deref()), (fused, Some(reason)));
+        let settings = resolve(&said(&[("optimization_level", "1")]), &model(name), &device("cpu")).unwrap();
+        assert!(!settings.compilation.pass_config.fuse_qk_norm_rope.value);
+    }
 }
 
 #[test]

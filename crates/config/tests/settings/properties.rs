@@ -25,6 +25,7 @@ fn values() -> Vec<(String, Vec<Json>)> {
             return;
         }
         let first = schema.get("anyOf").and_then(|any| any.get(0)).unwrap_or(schema);
+        let without_value = schema.pointer("/anyOf/1/enum/0").is_some_and(Json::is_null);
         let names = first
             .get("enum")
             .and_then(Json::as_array)
@@ -32,6 +33,10 @@ fn values() -> Vec<(String, Vec<Json>)> {
         let drawn = match (names, first.get("type").and_then(Json::as_str)) {
             (Some(names), _) => names,
             (None, Some("boolean")) => vec![json!(true), json!(false)],
+            (None, Some("string")) => vec![json!("dump"), json!("a folder/über \"uns\"")],
+            (None, Some("array")) if first.pointer("/items/type") == Some(&json!("string")) => {
+                vec![json!([]), json!(["attention"]), json!(["linear", "attention"]), json!(["rms_norm"])]
+            }
             (None, Some("array")) => vec![json!([]), json!([1, 2]), json!([1, 2, 4, 8]), json!([16])],
             (None, Some("integer")) => {
                 let least = first.get("minimum").and_then(Json::as_u64).unwrap();
@@ -42,7 +47,8 @@ fn values() -> Vec<(String, Vec<Json>)> {
         // A bound that this draws may be beyond what the setting takes.
         let most = first.get("maximum").and_then(Json::as_u64).unwrap_or(u64::MAX);
         let within = |value: &Json| value.as_u64().is_none_or(|number| number <= most);
-        found.push((path.to_owned(), drawn.into_iter().filter(within).collect()));
+        let drawn = drawn.into_iter().filter(within).chain(without_value.then_some(Json::Null)).collect();
+        found.push((path.to_owned(), drawn));
     }
     let mut found = Vec::new();
     walk(&schema(), "", &mut found);
@@ -74,11 +80,18 @@ fn layers() -> impl Strategy<Value = Layers> {
     })
 }
 
-fn text(value: &Json) -> String {
+/// A value as the command line and the environment have it.
+fn text(path: &str, value: &Json) -> String {
     match value {
         Json::String(text) => text.clone(),
+        Json::Null => word_for_none(path),
         other => other.to_string(),
     }
+}
+
+/// How a setting that may be without a value shows that; what is shown can be said.
+fn word_for_none(path: &str) -> String {
+    resolve_with(&Options::new(), None, None).unwrap().row(path).unwrap().shown
 }
 
 fn variable(path: &str) -> String {
@@ -94,7 +107,11 @@ fn flag(path: &str) -> String {
 
 /// A file with one line for each value, dotted, so that the line is known.
 fn write(file: &Path, layer: &Layer) {
-    let lines: Vec<String> = layer.iter().map(|(path, value)| format!("{path} = {value}")).collect();
+    let written = |path: &str, value: &Json| match value {
+        Json::Null => json!(word_for_none(path)),
+        other => other.clone(),
+    };
+    let lines: Vec<String> = layer.iter().map(|(path, value)| format!("{path} = {}", written(path, value))).collect();
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::write(file, lines.join("\n")).unwrap();
 }
@@ -102,12 +119,12 @@ fn write(file: &Path, layer: &Layer) {
 /// Says the layers the way a person does: arguments, variables, files.
 fn load(layers: &Layers, folder: &Path) -> Options {
     let arguments: Vec<String> =
-        layers.command_line.iter().map(|(path, value)| format!("{}={}", flag(path), text(value))).collect();
+        layers.command_line.iter().map(|(path, value)| format!("{}={}", flag(path), text(path, value))).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let said = command_line::options_from(&matches(&arguments).unwrap()).unwrap();
     write(&folder.join("work/allotrope.toml"), &layers.project);
     write(&folder.join("home/.config/allotrope/config.toml"), &layers.user);
-    let variables = layers.environment.iter().map(|(path, value)| (variable(path).into(), text(value).into()));
+    let variables = layers.environment.iter().map(|(path, value)| (variable(path).into(), text(path, value).into()));
     let home = ("HOME".into(), folder.join("home").into_os_string());
     let environment = Environment::new(variables.chain([home]), Some(folder.join("work")));
     load_from(said, &Sources::default(), &environment).unwrap()
@@ -151,8 +168,8 @@ proptest! {
         for (path, (value, source)) in &expected {
             prop_assert_eq!(options.get(path), Some((value, source)));
         }
-        for name in ["plain", "fp8-static"] {
-            match resolve(&options, &model(name), &device("capable")) {
+        for (name, on) in [("plain", "capable"), ("fp8-static", "uniform"), ("qk-norms", "never")] {
+            match resolve(&options, &model(name), &device(on)) {
                 Ok(settings) => {
                     for row in settings.rows() {
                         match expected.get(row.setting) {

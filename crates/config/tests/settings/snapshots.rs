@@ -37,21 +37,43 @@ const EXPLICIT: [(&str, &str, &str); 4] = [
 fn every_level_device_and_model() {
     for (device_name, device) in devices() {
         for model_name in ["plain", "fp8-static", "fp8-dynamic"] {
-            for explicit in [false, true] {
-                let mut text = String::new();
-                for level in OptimizationLevel::ALL {
-                    let mut options = Options::new();
-                    options.set_optimization_level(level, Source::CommandLine { flag: "-O".to_owned() });
-                    for (path, value, flag) in EXPLICIT.iter().filter(|_| explicit) {
-                        options.set(path, value, Source::CommandLine { flag: (*flag).to_owned() }).unwrap();
-                    }
-                    let settings = resolve(&options, &model(model_name), &device).unwrap();
-                    let explained = explain(&settings, &[], None, &Format::Text { color: false }).unwrap();
-                    let _ = writeln!(text, "== {level} ==\n{explained}");
-                }
-                let said = if explicit { "explicit" } else { "default" };
+            for (said, values) in [("default", &[][..]), ("explicit", &EXPLICIT)] {
+                let text = every_level(&device, model_name, values);
                 insta::assert_snapshot!(format!("explain_{device_name}_{model_name}_{said}"), text);
             }
         }
     }
+}
+
+#[test]
+fn a_model_with_norms_of_queries_and_keys() {
+    let [(_, device), ..] = devices();
+    insta::assert_snapshot!("explain_cpu_qk-norms_default", every_level(&device, "qk-norms", &[]));
+}
+
+#[test]
+fn steps_cut_elsewhere_than_at_attention() {
+    let [_, (_, device), _] = devices();
+    let said = [
+        ("compilation.splitting_ops", "linear", "-cc.splitting_ops"),
+        ("compilation.debug_dump_path", "dump", "--debug-dump-path"),
+        ("compilation.fuel", "12", "--fuel"),
+    ];
+    insta::assert_snapshot!("explain_cuda_8_0_plain_cut_elsewhere", every_level(&device, "plain", &said));
+}
+
+/// What `explain` prints at every level, with settings as path, value and flag.
+fn every_level(device: &DeviceFacts, model_name: &str, said: &[(&str, &str, &str)]) -> String {
+    let mut text = String::new();
+    for level in OptimizationLevel::ALL {
+        let mut options = Options::new();
+        options.set_optimization_level(level, Source::CommandLine { flag: "-O".to_owned() });
+        for (path, value, flag) in said {
+            options.set(path, value, Source::CommandLine { flag: (*flag).to_owned() }).unwrap();
+        }
+        let settings = resolve(&options, &model(model_name), device).unwrap();
+        let explained = explain(&settings, &[], None, &Format::Text { color: false }).unwrap();
+        let _ = writeln!(text, "== {level} ==\n{explained}");
+    }
+    text
 }
