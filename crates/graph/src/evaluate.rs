@@ -134,7 +134,7 @@ impl Context<'_> {
                 self.operand(1).iter().flat_map(|row| x[*row as usize * width..][..width].to_vec()).collect()
             }
             OpKind::Cast { .. } => self.rounded(x.iter().copied()),
-            OpKind::RmsNorm { epsilon } => self.rms_norm(*epsilon),
+            OpKind::RmsNorm { epsilon } | OpKind::HeadRmsNorm { epsilon, .. } => self.rms_norm(*epsilon),
             OpKind::Linear { scale, .. } => self.linear(scale.unwrap_or(1.0)),
             OpKind::Quantize { scale } => self.rounded(x.iter().map(|v| (v / scale).clamp(-E4M3_MAX, E4M3_MAX))),
             OpKind::RopeAngles { inverse_frequencies, attention_scaling } => {
@@ -152,13 +152,65 @@ impl Context<'_> {
                 let b = self.operand(1);
                 self.rounded(x.iter().enumerate().map(|(index, a)| a + b[index % b.len()]))
             }
+            OpKind::Sub => self.rounded(x.iter().zip(self.operand(1)).map(|(a, b)| a - b)),
             OpKind::Mul => self.rounded(x.iter().zip(self.operand(1)).map(|(a, b)| a * b)),
+            OpKind::MulScalar { factor } => self.rounded(x.iter().map(|v| v * factor)),
+            OpKind::AddScalar { term } => self.rounded(x.iter().map(|v| v + term)),
+            OpKind::Reshape { .. } => x.to_vec(),
+            OpKind::Slice { axis, start, end } => self.slice(*axis, *start, *end),
+            OpKind::Concat { axis } => self.concat(*axis),
+            OpKind::Transpose { permutation } => self.transpose(permutation),
             OpKind::KvWrite | OpKind::Attention { .. } => Vec::new(),
         }
     }
 
+    /// Sizes of an operand in this batch.
+    fn shape(&self, index: usize) -> Vec<usize> {
+        let tensor = self.graph.tensor_type(self.op.inputs[index]);
+        let sizes = self.inputs.sizes();
+        tensor.map_or_else(Vec::new, |tensor| tensor.shape.iter().map(|dim| sizes.of(*dim)).collect())
+    }
+
+    fn slice(&self, axis: usize, start: usize, end: usize) -> Vec<f32> {
+        let shape = self.shape(0);
+        let inner: usize = shape[axis + 1..].iter().product();
+        let rows = self.operand(0).chunks_exact((shape[axis] * inner).max(1));
+        rows.flat_map(|row| row[start * inner..end * inner].to_vec()).collect()
+    }
+
+    fn concat(&self, axis: usize) -> Vec<f32> {
+        let shapes: Vec<Vec<usize>> = (0..self.op.inputs.len()).map(|index| self.shape(index)).collect();
+        let outer: usize = shapes[0][..axis].iter().product();
+        let mut result = Vec::new();
+        for row in 0..outer {
+            for (index, shape) in shapes.iter().enumerate() {
+                let length: usize = shape[axis..].iter().product();
+                result.extend(&self.operand(index)[row * length..][..length]);
+            }
+        }
+        result
+    }
+
+    fn transpose(&self, permutation: &[usize]) -> Vec<f32> {
+        let (x, shape) = (self.operand(0), self.shape(0));
+        let stride = |axis: usize| shape[axis + 1..].iter().product::<usize>();
+        let sizes: Vec<usize> = permutation.iter().map(|axis| shape[*axis]).collect();
+        let strides: Vec<usize> = permutation.iter().map(|axis| stride(*axis)).collect();
+        let element = |mut index: usize| {
+            let mut offset = 0;
+            for (size, stride) in sizes.iter().zip(&strides).rev() {
+                offset += index % size * stride;
+                index /= size;
+            }
+            x[offset]
+        };
+        (0..x.len()).map(element).collect()
+    }
+
+    /// Of each run of as many elements as there are weights: a row, or a head.
     fn rms_norm(&self, epsilon: f32) -> Vec<f32> {
-        let (x, weight, width) = (self.operand(0), self.operand(1), self.width(0));
+        let (x, weight) = (self.operand(0), self.operand(1));
+        let width = weight.len();
         let mut result = Vec::with_capacity(x.len());
         for row in x.chunks_exact(width) {
             let squares: f64 = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();

@@ -1,6 +1,7 @@
 //! Types of values: element types, symbolic dimensions, tensors and the KV cache.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// The type of a tensor's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,6 +34,15 @@ impl DType {
     }
 }
 
+impl FromStr for DType {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let all = [DType::F32, DType::F16, DType::Bf16, DType::F8E4M3, DType::I32];
+        all.into_iter().find(|dtype| dtype.to_string() == text).ok_or(())
+    }
+}
+
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -46,7 +56,7 @@ impl fmt::Display for DType {
 }
 
 /// One dimension of a tensor: known when the graph is built, or known when a batch arrives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dim {
     /// A size known from the model.
     Static(usize),
@@ -58,6 +68,22 @@ pub enum Dim {
     LogitRows,
     /// `B`: the width of a block table, in KV blocks.
     Blocks,
+}
+
+impl FromStr for Dim {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "T" => Ok(Dim::Tokens),
+            "S" => Ok(Dim::Sequences),
+            "R" => Ok(Dim::LogitRows),
+            "B" => Ok(Dim::Blocks),
+            // Sizes are written one way only: no sign, no zeros in front.
+            _ if text.starts_with('+') || (text.len() > 1 && text.starts_with('0')) => Err(()),
+            _ => text.parse().map(Dim::Static).map_err(|_| ()),
+        }
+    }
 }
 
 impl fmt::Display for Dim {
@@ -174,18 +200,18 @@ pub struct KvCacheType {
 impl KvCacheType {
     /// Elements of one token's keys (and as many values).
     pub const fn width(&self) -> usize {
-        self.kv_heads * self.head_dim
+        self.kv_heads.saturating_mul(self.head_dim)
     }
 
     /// Bytes that one token takes in this layer, keys and values together.
     pub const fn bytes_per_token(&self) -> usize {
-        2 * self.width() * self.dtype.size_in_bytes()
+        self.width().saturating_mul(2 * self.dtype.size_in_bytes())
     }
 }
 
 impl fmt::Display for KvCacheType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "kv_cache<{}, {} heads × {}>", self.dtype, self.kv_heads, self.head_dim)
+        write!(f, "kv_cache<{}, kv_heads={}, head_dim={}>", self.dtype, self.kv_heads, self.head_dim)
     }
 }
 

@@ -1,33 +1,72 @@
 //! The verifier. It checks that
 //!
-//! 1. every operand and output names a value, and values have unique names;
-//! 2. operations come after those that their operands come from, and each defines the value that says so (SSA);
-//! 3. the type of every result is the one that [`OpKind::infer`](crate::OpKind::infer) gives for the operands;
-//! 4. a state that is written has no other reader: whoever reads the cache reads it after the write;
-//! 5. groups partition the operations, and each comes after the groups that its operands come from (so they are acyclic).
+//! 1. **names**: every value has a name of its own, and operands, outputs and groups name what exists;
+//! 2. **SSA**: operations come after those that their operands come from, and each defines the value that says so;
+//! 3. **types and shapes**: the type of every result, symbolic sizes included, is the one that
+//!    [`OpKind::infer`](crate::OpKind::infer) gives for the operands; inputs of the step have the types of
+//!    [`Input`](crate::Input);
+//! 4. **rounding points**: it follows from 3 that no result is kept wider or narrower than its operation rounds to; and
+//!    numbers that an operation carries (scales, epsilons) are ones that it can compute with;
+//! 5. **state**: a state that is written has no other reader, so whoever reads the cache reads it after the write, and no
+//!    two writes race; no state leaves the step;
+//! 6. **groups**: they partition the operations, each after the groups that its operands come from (so they are closed and
+//!    acyclic), with their operations in order;
+//! 7. **aliasing**: no two values stand for the same input, weight or KV cache.
 //!
 //! It does not check that a weight exists in a checkpoint, nor that a device has a kernel for a group.
 
 use std::collections::HashMap;
 use std::fmt;
 
-use crate::graph::{Definition, Graph, OpId};
+use crate::graph::{Definition, Graph, OpId, Value, ValueId};
 use crate::op::OpKind;
+use crate::text::{Place, lines};
+use crate::types::ValueType;
 
-/// Everything that is wrong with a graph, one line each.
+/// Something that is wrong with a graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The line of the text form that it belongs to.
+    pub place: Place,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// Everything that is wrong with a graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifyError {
-    /// What is wrong and at which value.
-    pub problems: Vec<String>,
+    /// In the order of the text form.
+    pub problems: Vec<Problem>,
+    shown: String,
+}
+
+impl VerifyError {
+    fn new(graph: &Graph, problems: Vec<Problem>) -> Self {
+        let mut shown = String::new();
+        let mut sorted = Vec::with_capacity(problems.len());
+        let mut open = problems;
+        for line in lines(graph) {
+            let (here, others) = open.into_iter().partition(|problem: &Problem| line.place == Some(problem.place));
+            open = others;
+            if here.is_empty() {
+                continue;
+            }
+            let indent = line.text.len() - line.text.trim_start().len();
+            shown.push_str(&format!("\n{}", line.text));
+            for problem in &here {
+                shown.push_str(&format!("\n{}^ {}", " ".repeat(indent), problem.message));
+            }
+            sorted.extend(here);
+        }
+        open.iter().for_each(|problem| shown.push_str(&format!("\n{}", problem.message)));
+        sorted.extend(open);
+        VerifyError { problems: sorted, shown }
+    }
 }
 
 impl fmt::Display for VerifyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the graph is malformed (a bug in whoever built or rewrote it):")?;
-        for problem in &self.problems {
-            write!(f, "\n  {problem}")?;
-        }
-        Ok(())
+        write!(f, "the graph is malformed (a bug in whoever built or rewrote it):{}", self.shown)
     }
 }
 
@@ -38,108 +77,136 @@ impl std::error::Error for VerifyError {}
 /// # Errors
 /// All that is wrong.
 pub fn verify(graph: &Graph) -> Result<(), VerifyError> {
-    let mut problems = Vec::new();
-    if check_references(graph, &mut problems) {
-        check_names(graph, &mut problems);
-        check_ops(graph, &mut problems);
-        check_states(graph, &mut problems);
-        check_groups(graph, &mut problems);
-    }
-    if problems.is_empty() { Ok(()) } else { Err(VerifyError { problems }) }
+    let mut problems = Problems { graph, found: Vec::new() };
+    problems.check_names();
+    problems.check_leaves();
+    problems.check_ops();
+    problems.check_states();
+    problems.check_groups();
+    if problems.found.is_empty() { Ok(()) } else { Err(VerifyError::new(graph, problems.found)) }
 }
 
-/// Everything after this may index.
-fn check_references(graph: &Graph, problems: &mut Vec<String>) -> bool {
-    let values = graph.values().len();
-    for (index, op) in graph.ops().iter().enumerate() {
-        if op.output.index() >= values || op.inputs.iter().any(|input| input.index() >= values) {
-            problems.push(format!("operation {index} ({}) refers to a value that does not exist", op.kind.name()));
-        }
-    }
-    for output in graph.outputs().iter().filter(|output| output.index() >= values) {
-        problems.push(format!("output {} does not exist", output.index()));
-    }
-    let ops = graph.ops().len();
-    for value in graph.values() {
-        if matches!(value.definition, Definition::Op(op) if op.index() >= ops) {
-            problems.push(format!("%{} is defined by an operation that does not exist", value.name));
-        }
-    }
-    for (index, group) in graph.groups().iter().enumerate() {
-        if group.ops.iter().any(|op| op.index() >= ops) {
-            problems.push(format!("group {index} holds an operation that does not exist"));
-        }
-    }
-    problems.is_empty()
+struct Problems<'a> {
+    graph: &'a Graph,
+    found: Vec<Problem>,
 }
 
-fn check_names(graph: &Graph, problems: &mut Vec<String>) {
-    let mut names = HashMap::new();
-    for value in graph.values() {
-        if names.insert(value.name.as_str(), ()).is_some() {
-            problems.push(format!("the name %{} stands for several values", value.name));
+impl Problems<'_> {
+    fn at(&mut self, value: ValueId, message: String) {
+        self.found.push(Problem { place: Place::Value(value), message });
+    }
+
+    fn name(&self, value: ValueId) -> &str {
+        &self.graph.value(value).name
+    }
+
+    fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
+        self.graph.values().iter().enumerate().map(|(index, value)| (ValueId(index as u32), value))
+    }
+
+    fn check_names(&mut self) {
+        let mut names = HashMap::with_capacity(self.graph.values().len());
+        let again: Vec<ValueId> =
+            self.values().filter_map(|(id, value)| names.insert(&*value.name, id).map(|_| id)).collect();
+        for id in again {
+            let message = format!("the name %{} stands for another value already", self.name(id));
+            self.at(id, message);
         }
     }
-}
 
-fn check_ops(graph: &Graph, problems: &mut Vec<String>) {
-    for (index, op) in graph.ops().iter().enumerate() {
-        let name = &graph.value(op.output).name;
-        if graph.value(op.output).definition != Definition::Op(OpId(index as u32)) {
-            problems.push(format!("%{name} is not defined by the operation that yields it"));
-        }
-        for input in &op.inputs {
-            if graph.producer(*input).is_some_and(|producer| producer.index() >= index) {
-                problems.push(format!("%{name} uses %{} before it is defined", graph.value(*input).name));
+    fn check_leaves(&mut self) {
+        let mut known: HashMap<&Definition, ValueId> = HashMap::new();
+        let mut wrong = Vec::new();
+        for (id, value) in self.values().filter(|(_, value)| !matches!(value.definition, Definition::Op(_))) {
+            if let Some(first) = known.insert(&value.definition, id) {
+                wrong.push((id, format!("it is the same as %{}, which has a name already", self.name(first))));
+            }
+            let fits = match &value.definition {
+                Definition::Input(input) => value.ty == ValueType::Tensor(input.tensor_type()),
+                Definition::State { .. } => value.ty.kv_cache().is_some(),
+                _ => value.ty.tensor().is_some(),
+            };
+            if !fits {
+                let expected = match &value.definition {
+                    Definition::Input(input) => input.tensor_type().to_string(),
+                    Definition::State { .. } => "a KV cache".to_owned(),
+                    _ => "a tensor".to_owned(),
+                };
+                wrong.push((id, format!("it must be {expected}, but is declared {}", value.ty)));
             }
         }
-        let types: Vec<_> = op.inputs.iter().map(|input| &graph.value(*input).ty).collect();
-        match op.kind.infer(&types) {
-            Err(message) => problems.push(format!("%{name} = {message}")),
-            Ok(ty) if ty != graph.value(op.output).ty => {
-                problems.push(format!(
-                    "%{name} is declared {} but {} gives {ty}",
-                    graph.value(op.output).ty,
-                    op.kind.name()
-                ));
-            }
-            Ok(_) => {}
-        }
+        wrong.into_iter().for_each(|(id, message)| self.at(id, message));
     }
-}
 
-fn check_states(graph: &Graph, problems: &mut Vec<String>) {
-    let users = graph.users();
-    for (index, users) in users.iter().enumerate().filter(|(index, _)| graph.values()[*index].ty.kv_cache().is_some()) {
-        let written = users.iter().any(|user| matches!(graph.op(*user).kind, OpKind::KvWrite));
-        if written && users.len() > 1 {
-            problems.push(format!("%{} is written, but has another reader", graph.values()[index].name));
-        }
-    }
-}
-
-fn check_groups(graph: &Graph, problems: &mut Vec<String>) {
-    let mut seen = vec![false; graph.ops().len()];
-    for (index, group) in graph.groups().iter().enumerate() {
-        for op in &group.ops {
-            let name = &graph.value(graph.op(*op).output).name;
-            if std::mem::replace(&mut seen[op.index()], true) {
-                problems.push(format!("%{name} is in more than one group"));
+    fn check_ops(&mut self) {
+        let graph = self.graph;
+        for (index, op) in graph.ops().iter().enumerate() {
+            if graph.value(op.output).definition != Definition::Op(OpId(index as u32)) {
+                self.at(op.output, "it is not defined by the operation that yields it".to_owned());
             }
-            if graph.group_of(*op) != index {
-                problems.push(format!("%{name} is in group {index}, but is said to be in {}", graph.group_of(*op)));
-            }
-            for input in &graph.op(*op).inputs {
-                if graph.producer(*input).is_some_and(|producer| graph.group_of(producer) > index) {
-                    problems.push(format!("group {index} reads %{} of a later group", graph.value(*input).name));
+            for input in &op.inputs {
+                if graph.producer(*input).is_some_and(|producer| producer.index() >= index) {
+                    self.at(op.output, format!("it uses %{} before that is defined", self.name(*input)));
                 }
             }
-        }
-        if !group.ops.is_sorted() {
-            problems.push(format!("the operations of group {index} are out of order"));
+            let types: Vec<_> = op.inputs.iter().map(|input| &graph.value(*input).ty).collect();
+            let declared = &graph.value(op.output).ty;
+            match op.kind.infer(&types) {
+                Err(message) => self.at(op.output, message),
+                Ok(ty) if ty != *declared => {
+                    self.at(op.output, format!("it is declared {declared}, but {} gives {ty}", op.kind.name()));
+                }
+                Ok(_) => {}
+            }
         }
     }
-    for (index, _) in seen.iter().enumerate().filter(|(_, seen)| !**seen) {
-        problems.push(format!("%{} is in no group", graph.value(graph.ops()[index].output).name));
+
+    fn check_states(&mut self) {
+        let graph = self.graph;
+        for (index, value) in graph.values().iter().enumerate().filter(|(_, value)| value.ty.kv_cache().is_some()) {
+            let id = ValueId(index as u32);
+            let users = graph.users(id);
+            let writes = |op: &OpId| matches!(graph.op(*op).kind, OpKind::KvWrite);
+            if let (true, Some(reader)) = (users.len() > 1, users.iter().find(|user| writes(user))) {
+                let other = users.iter().find(|user| *user != reader).unwrap_or(reader);
+                let (other, writer) = (graph.op(*other).output, graph.op(*reader).output);
+                let (writer, name) = (self.name(writer).to_owned(), &value.name);
+                self.at(other, format!("it uses %{name}, which %{writer} writes: what comes after a write reads its result"));
+            }
+            if graph.outputs().contains(&id) {
+                let message = format!("%{} is a state, and no state leaves the step", value.name);
+                self.found.push(Problem { place: Place::Outputs, message });
+            }
+        }
+    }
+
+    fn check_groups(&mut self) {
+        let graph = self.graph;
+        let mut seen = vec![false; graph.ops().len()];
+        for (index, group) in graph.groups().iter().enumerate() {
+            for op in &group.ops {
+                let output = graph.op(*op).output;
+                if std::mem::replace(&mut seen[op.index()], true) {
+                    self.at(output, "it is in more than one group".to_owned());
+                }
+                for input in &graph.op(*op).inputs {
+                    let from = graph.producer(*input).map(|producer| graph.group_of(producer));
+                    if from.is_some_and(|from| from > index && from < graph.groups().len()) {
+                        self.at(output, format!("its launch reads %{} of a later one", self.name(*input)));
+                    }
+                }
+            }
+            if !group.ops.is_sorted() {
+                let message = "its operations are not in the order in which they are defined".to_owned();
+                let place = match group.ops.as_slice() {
+                    [op] => Place::Value(graph.op(*op).output),
+                    _ => Place::Group(index),
+                };
+                self.found.push(Problem { place, message });
+            }
+        }
+        for (index, _) in seen.iter().enumerate().filter(|(_, seen)| !**seen) {
+            self.at(graph.ops()[index].output, "it is in no group".to_owned());
+        }
     }
 }

@@ -83,6 +83,10 @@ pub trait Device {
     /// If memory does not suffice.
     fn allocate(&mut self, graph: &Graph, memory: &MemoryPlan, cache: CacheLayout) -> Result<(), DeviceError>;
 
+    /// What the device runs for a group, as text for dumps, one line for each part of the launch. It needs no weights, and
+    /// the same group always gives the same text.
+    fn describe(&self, graph: &Graph, group: usize) -> String;
+
     /// Makes a group ready to run.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use allotrope_config::{GraphCapture, GraphMode, RuntimeMode};
 use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
-use allotrope_graph::partition::{Piece, partition};
+use allotrope_graph::partition::{Piece, SplittingOps, partition};
 use allotrope_graph::{Dim, Graph, Sizes, StepError, StepInputs, ValueId, WeightSource};
 
 use crate::device::{CacheLayout, Device, DeviceError};
@@ -28,6 +28,8 @@ pub struct ExecutorOptions {
     pub capture: GraphCapture,
     /// The sizes that are recorded, ascending.
     pub capture_sizes: Vec<usize>,
+    /// Where a step is cut into pieces.
+    pub splitting_ops: SplittingOps,
     /// Whether a step that runs launch by launch is an error.
     pub require_graphs: bool,
 }
@@ -107,7 +109,7 @@ impl<D: Device> Executor<D> {
     ) -> Result<Self, ExecutorError> {
         let memory = ledger.phase("plan memory", || {
             let workspace: Vec<_> = (0..graph.groups().len()).map(|group| device.workspace(&graph, group)).collect();
-            plan_memory(&graph, &workspace, options.limits, device.alignment())
+            plan_memory(&graph, device.target(), &workspace, options.limits, device.alignment())
         })?;
         let loading = if options.repack_weights { "repack weights" } else { "bind weights" };
         ledger.phase(loading, || device.load_weights(&graph, weights, options.repack_weights))?;
@@ -115,7 +117,7 @@ impl<D: Device> Executor<D> {
         let kernels = ledger.phase("prepare kernels", || {
             (0..graph.groups().len()).map(|group| device.prepare(&graph, group)).collect::<Result<Vec<_>, _>>()
         })?;
-        let pieces = partition(&graph);
+        let pieces = partition(&graph, &options.splitting_ops);
         let sizes = options.capture_sizes.len();
         let recordings = (0..pieces.len() + 2).map(|_| (0..sizes).map(|_| None).collect()).collect();
         let dispatcher = Dispatcher::new(options.graph_mode, options.capture_sizes.clone());
@@ -229,12 +231,12 @@ impl<D: Device> Executor<D> {
         Ok(inputs.validate(self.options.vocabulary, cache.blocks, cache.block_size)?)
     }
 
-    /// Runs the pieces from the `first` on, recorded but for attention.
+    /// Runs the pieces from the `first` on, recorded but for the splitting operations.
     fn run_pieces(&mut self, first: usize, token_size: usize, sizes: &Sizes) -> Result<(), ExecutorError> {
         let end = if sizes.logit_rows == 0 { self.body_pieces() } else { self.pieces.len() };
         for index in first..end {
             let piece = &self.pieces[index];
-            let size = match (piece.attention, piece.rows) {
+            let size = match (piece.splitting, piece.rows) {
                 (true, _) => None,
                 (false, Dim::LogitRows) => self.dispatcher.size_for(sizes.logit_rows),
                 (false, _) => Some(token_size),
@@ -302,7 +304,7 @@ impl<D: Device> Executor<D> {
             }
             let recorded = if mixed == RuntimeMode::Piecewise { pieces.clone() } else { tail.clone() };
             for index in recorded.filter(|_| mixed != RuntimeMode::None) {
-                if !self.pieces[index].attention {
+                if !self.pieces[index].splitting {
                     self.capture(Part::Piece(index), size)?;
                 }
             }

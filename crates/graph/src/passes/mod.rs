@@ -4,7 +4,10 @@
 //! ([`grouping`]) only move operations into one launch. Both leave a graph that [`verify`] accepts.
 
 mod grouping;
+#[cfg(feature = "planted-faults")]
+pub mod planted;
 mod rewrites;
+mod session;
 
 use std::time::{Duration, Instant};
 
@@ -14,15 +17,32 @@ use crate::graph::Graph;
 use crate::target::Target;
 use crate::verify::{VerifyError, verify};
 
+pub use session::{Fuel, NearMiss, Session};
+
+/// Whether a pass may touch operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PassKind {
+    /// It replaces or drops operations, each time by an identity that keeps every bit. It runs on flat graphs.
+    Rewrite,
+    /// It only moves operations from launch to launch.
+    Grouping,
+}
+
 /// A pass: what it is called, what it does, which setting turns it on.
+#[derive(Clone, Copy)]
 pub struct Pass {
     /// The name, which is the last part of its setting's path.
     pub name: &'static str,
     /// What it does, in one line.
     pub description: &'static str,
+    /// Why it changes no bit.
+    pub identity: &'static str,
+    /// Whether it may touch operations.
+    pub kind: PassKind,
     /// Whether the settings turn it on.
     pub enabled: fn(&PassConfig) -> bool,
-    run: fn(&mut Graph, &dyn Target) -> Outcome,
+    /// The pass itself.
+    pub run: fn(&mut Session<'_>),
 }
 
 impl Pass {
@@ -32,15 +52,8 @@ impl Pass {
     }
 }
 
-/// What a pass found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Outcome {
-    matches: usize,
-    declined: Vec<String>,
-}
-
 /// What a pass did to one graph.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PassReport {
     /// The pass.
     pub name: &'static str,
@@ -48,91 +61,139 @@ pub struct PassReport {
     pub description: &'static str,
     /// Whether the settings turned it on.
     pub enabled: bool,
-    /// How many times it changed the graph.
+    /// How many rewrites it made.
     pub matches: usize,
-    /// Places that looked right but were left alone, with the reason; each reason once.
-    pub declined: Vec<String>,
+    /// Places that looked right but were left alone.
+    pub near_misses: Vec<NearMiss>,
+    /// Operations in the graph afterwards.
+    pub ops: usize,
     /// Launches in the graph afterwards.
     pub launches: usize,
+    /// Whether the fuel ran out in it or before it.
+    pub out_of_fuel: bool,
     /// Time taken.
     pub time: Duration,
 }
 
+const LAUNCHES: &str = "the same operations, with the same rounding points, in fewer launches";
+
 /// All passes in the order in which they run: first the rewrites, then groups from small to large, so that the
-/// epilogue pass finds whole row groups to take in.
+/// epilogue and prologue passes find whole row groups to take in.
 pub const PIPELINE: &[Pass] = &[
     Pass {
         name: "eliminate_noops",
         description: "drop operations that give back their operand",
+        identity: "each rule gives a value that has the same bits already (NaN payloads aside)",
+        kind: PassKind::Rewrite,
         enabled: |config| *config.eliminate_noops,
-        run: |graph, _| rewrites::eliminate_noops(graph),
+        run: rewrites::eliminate_noops,
     },
     Pass {
         name: "eliminate_common_subexpressions",
         description: "compute once what several operations compute alike",
+        identity: "f(x) = f(x): operations are functions of their operands and attributes",
+        kind: PassKind::Rewrite,
         enabled: |config| *config.eliminate_common_subexpressions,
-        run: |graph, _| rewrites::eliminate_common_subexpressions(graph),
+        run: rewrites::eliminate_common_subexpressions,
     },
     Pass {
         name: "fuse_add_norm",
         description: "residual add and RMSNorm in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
         enabled: |config| *config.fuse_add_norm,
-        run: grouping::fuse_add_norm,
+        run: grouping::rows::fuse_add_norm,
     },
     Pass {
         name: "fuse_act_mul",
         description: "activation times gate in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
         enabled: |config| *config.fuse_act_mul,
-        run: grouping::fuse_act_mul,
+        run: grouping::rows::fuse_act_mul,
     },
     Pass {
         name: "fuse_norm_quant",
         description: "RMSNorm and the quantization of its result in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
         enabled: |config| *config.fuse_norm_quant,
-        run: grouping::fuse_norm_quant,
+        run: grouping::rows::fuse_norm_quant,
     },
     Pass {
         name: "fuse_act_quant",
         description: "activation and the quantization of its result in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
         enabled: |config| *config.fuse_act_quant,
-        run: grouping::fuse_act_quant,
+        run: grouping::rows::fuse_act_quant,
     },
     Pass {
         name: "fuse_qkv_proj",
         description: "the query, key and value projections in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
         enabled: |config| *config.fuse_qkv_proj,
-        run: grouping::fuse_qkv_proj,
+        run: grouping::siblings::fuse_qkv_proj,
     },
     Pass {
         name: "fuse_gate_up_proj",
         description: "the gate and up projections in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
         enabled: |config| *config.fuse_gate_up_proj,
-        run: grouping::fuse_gate_up_proj,
+        run: grouping::siblings::fuse_gate_up_proj,
+    },
+    Pass {
+        name: "fuse_qk_norm_rope",
+        description: "the norms of query and key heads and the rotary embedding in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
+        enabled: |config| *config.fuse_qk_norm_rope,
+        run: grouping::rows::fuse_qk_norm_rope,
     },
     Pass {
         name: "fuse_rope_kvcache",
         description: "rotary embedding and the KV-cache write in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
         enabled: |config| *config.fuse_rope_kvcache,
-        run: grouping::fuse_rope_kvcache,
+        run: grouping::rows::fuse_rope_kvcache,
     },
     Pass {
         name: "fuse_attn_quant",
         description: "attention and the quantization of its result in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
         enabled: |config| *config.fuse_attn_quant,
-        run: grouping::fuse_attn_quant,
+        run: grouping::rows::fuse_attn_quant,
     },
     Pass {
         name: "fuse_gemm_epilogue",
         description: "a projection and the row operations on its result (bias, residual, activation, norm) in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
         enabled: |config| *config.fuse_gemm_epilogue,
-        run: grouping::fuse_gemm_epilogue,
+        run: grouping::gemm::fuse_gemm_epilogue,
+    },
+    Pass {
+        name: "fuse_gemm_prologue",
+        description: "a projection and the row operations that make its input (norm, quantization) in one launch",
+        identity: LAUNCHES,
+        kind: PassKind::Grouping,
+        enabled: |config| *config.fuse_gemm_prologue,
+        run: grouping::gemm::fuse_gemm_prologue,
     },
 ];
 
-/// Runs the whole pipeline on a flat graph, verifying it before and after every pass that changed it in debug builds
-/// and once at the end in every build.
+/// The pass of that name.
+pub fn find(name: &str) -> Option<&'static Pass> {
+    PIPELINE.iter().find(|pass| pass.name == name)
+}
+
+/// Runs the whole pipeline on a flat graph. What every pass did is kept as the graph's [history](Graph::history).
 ///
-/// With `compile` false no pass runs: the reports then say so, and the graph stays as the model builder wrote it.
+/// With `compile` false no pass runs: the history then says so, and the graph stays as the model builder wrote it.
 ///
 /// # Errors
 /// If the graph is malformed; after a pass, that is a bug in the pass.
@@ -141,26 +202,63 @@ pub fn optimize(
     config: &PassConfig,
     compile: bool,
     target: &dyn Target,
-) -> Result<Vec<PassReport>, VerifyError> {
+) -> Result<(), VerifyError> {
+    let on = |pass: &Pass| compile && (pass.enabled)(config);
+    run_passes(graph, PIPELINE, on, target, Fuel::UNLIMITED, &mut |_, _| {})
+}
+
+/// Runs passes in order, those that are `on`, as far as the fuel lasts; `observe` sees every report and the graph after
+/// the pass.
+///
+/// The graph is verified first and at the end, and in debug builds after every pass that changed it.
+///
+/// # Errors
+/// As [`optimize`].
+pub fn run_passes(
+    graph: &mut Graph,
+    passes: &[Pass],
+    on: impl Fn(&Pass) -> bool,
+    target: &dyn Target,
+    mut fuel: Fuel,
+    observe: &mut dyn FnMut(&PassReport, &Graph),
+) -> Result<(), VerifyError> {
     verify(graph)?;
-    let mut reports = Vec::with_capacity(PIPELINE.len());
-    for pass in PIPELINE {
+    for pass in passes {
         let started = Instant::now();
-        let enabled = compile && (pass.enabled)(config);
-        let outcome = if enabled { (pass.run)(graph, target) } else { Outcome::default() };
-        if cfg!(debug_assertions) && outcome.matches > 0 {
-            verify(graph)?;
+        let enabled = on(pass);
+        let mut session = Session { graph, target, fuel: &mut fuel, matches: 0, near_misses: Vec::new() };
+        if enabled {
+            run_pass(pass, &mut session);
         }
-        reports.push(PassReport {
+        let Session { matches, near_misses, .. } = session;
+        let report = PassReport {
             name: pass.name,
             description: pass.description,
             enabled,
-            matches: outcome.matches,
-            declined: outcome.declined,
+            matches,
+            near_misses,
+            ops: graph.ops().len(),
             launches: graph.groups().len(),
+            out_of_fuel: fuel.is_empty(),
             time: started.elapsed(),
-        });
+        };
+        if cfg!(debug_assertions) && matches > 0 {
+            verify(graph)?;
+        }
+        observe(&report, graph);
+        graph.record(report);
     }
-    verify(graph)?;
-    Ok(reports)
+    verify(graph)
+}
+
+fn run_pass(pass: &Pass, session: &mut Session<'_>) {
+    // A rewrite renumbers operations, which would drop the groups that are there.
+    if pass.kind == PassKind::Rewrite && !session.graph.is_flat() {
+        if let Some(op) = session.graph.groups().first().and_then(|group| group.ops.first()).copied() {
+            session.near_miss(op, "operations are rewritten before they are grouped");
+        }
+        return;
+    }
+    (pass.run)(session);
+    session.graph.drop_empty_groups();
 }

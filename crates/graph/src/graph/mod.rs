@@ -1,7 +1,17 @@
 //! The graph: values in SSA form, operations in an order that respects them, and the groups that run as one launch.
 
+mod equality;
+mod regroup;
+mod rewrite;
+
+use std::collections::HashMap;
+
 use crate::op::{Input, OpKind};
+use crate::passes::PassReport;
 use crate::types::{KvCacheType, TensorType, ValueType};
+
+pub use regroup::RegroupError;
+pub(crate) use rewrite::Rewriting;
 
 /// Names a value of one graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,13 +84,21 @@ pub struct Group {
 ///
 /// `groups` partitions `ops` and is in launch order. A fusion pass changes `groups` only, so dropping them
 /// ([`Graph::flatten`]) gives back the graph that went into fusion.
-#[derive(Debug, Clone, PartialEq, Default)]
+///
+/// Two graphs are equal if they have the same values, operations, groups in the same launch order, and outputs, by name:
+/// the numbers that ids have, and the history of passes, are not part of what a graph means.
+#[derive(Debug, Clone, Default)]
 pub struct Graph {
     values: Vec<Value>,
     ops: Vec<Op>,
     groups: Vec<Group>,
     group_of: Vec<usize>,
     outputs: Vec<ValueId>,
+    /// By value, the operations that read it, in order.
+    users: Vec<Vec<OpId>>,
+    /// Values that are no results of operations, to find them again.
+    leaves: HashMap<Definition, ValueId>,
+    history: Vec<PassReport>,
 }
 
 impl Graph {
@@ -137,19 +155,29 @@ impl Graph {
         self.group_of[op.index()]
     }
 
-    /// For every value the operations that read it, in order.
-    pub fn users(&self) -> Vec<Vec<OpId>> {
-        let mut users = vec![Vec::new(); self.values.len()];
-        for (index, op) in self.ops.iter().enumerate() {
-            for input in &op.inputs {
-                let list: &mut Vec<OpId> = &mut users[input.index()];
-                let id = OpId(index as u32);
-                if list.last() != Some(&id) {
-                    list.push(id);
-                }
+    /// The operations that read a value, in order.
+    pub fn users(&self, id: ValueId) -> &[OpId] {
+        &self.users[id.index()]
+    }
+
+    /// What the passes did to this graph, in the order in which they ran.
+    pub fn history(&self) -> &[PassReport] {
+        &self.history
+    }
+
+    pub(crate) fn record(&mut self, report: PassReport) {
+        self.history.push(report);
+    }
+
+    /// The layer whose KV cache a value stands for, before or after writes; `None` if it is no KV cache.
+    pub fn state_layer(&self, mut id: ValueId) -> Option<usize> {
+        loop {
+            match &self.value(id).definition {
+                Definition::State { layer } => return Some(*layer),
+                Definition::Op(op) if matches!(self.op(*op).kind, OpKind::KvWrite) => id = *self.op(*op).inputs.first()?,
+                _ => return None,
             }
         }
-        users
     }
 
     /// The values that a group reads and does not yield itself, in order of first use.
@@ -182,15 +210,18 @@ impl Graph {
     }
 
     fn leaf(&mut self, name: String, ty: ValueType, definition: Definition) -> ValueId {
-        if let Some(index) = self.values.iter().position(|value| value.definition == definition) {
-            return ValueId(index as u32);
+        if let Some(known) = self.leaves.get(&definition) {
+            return *known;
         }
-        self.push_value(name, ty, definition)
+        let id = self.push_value(name, ty, definition.clone());
+        self.leaves.insert(definition, id);
+        id
     }
 
     fn push_value(&mut self, name: String, ty: ValueType, definition: Definition) -> ValueId {
         let id = ValueId(self.values.len() as u32);
         self.values.push(Value { name, ty, definition });
+        self.users.push(Vec::new());
         id
     }
 
@@ -205,116 +236,54 @@ impl Graph {
         let id = OpId(self.ops.len() as u32);
         let output = self.push_value(name, ty, Definition::Op(id));
         self.ops.push(Op { kind, inputs: inputs.to_vec(), output });
+        self.note_users(id);
         self.group_of.push(self.groups.len());
         self.groups.push(Group { ops: vec![id] });
         Ok(output)
     }
 
+    /// Enters an operation among the users of its operands.
+    fn note_users(&mut self, id: OpId) {
+        for input in &self.ops[id.index()].inputs {
+            let users = &mut self.users[input.index()];
+            if users.last() != Some(&id) {
+                users.push(id);
+            }
+        }
+    }
+
+    /// A graph from its parts as somebody wrote them down, which only [`verify`](crate::verify::verify) can call sound.
+    /// All ids must be in range; operations in no group are in none.
+    pub(crate) fn from_parts(
+        values: Vec<Value>,
+        ops: Vec<Op>,
+        groups: Vec<Group>,
+        outputs: Vec<ValueId>,
+        history: Vec<PassReport>,
+    ) -> Self {
+        let mut graph = Graph { users: vec![Vec::new(); values.len()], values, ops, outputs, history, ..Graph::default() };
+        for (index, value) in graph.values.iter().enumerate() {
+            if !matches!(value.definition, Definition::Op(_)) {
+                graph.leaves.entry(value.definition.clone()).or_insert(ValueId(index as u32));
+            }
+        }
+        (0..graph.ops.len()).for_each(|index| graph.note_users(OpId(index as u32)));
+        graph.set_groups(groups);
+        graph
+    }
+
+    /// Replaces the groups, and enters each operation in the group that holds it.
+    fn set_groups(&mut self, groups: Vec<Group>) {
+        self.groups = groups;
+        self.group_of = vec![usize::MAX; self.ops.len()];
+        for (index, group) in self.groups.iter().enumerate() {
+            group.ops.iter().for_each(|op| self.group_of[op.index()] = index);
+        }
+    }
+
     /// Marks a value as a result of the step.
     pub fn add_output(&mut self, value: ValueId) {
         self.outputs.push(value);
-    }
-
-    /// Puts every operation back into a group of its own.
-    pub fn flatten(&mut self) {
-        self.groups = (0..self.ops.len()).map(|index| Group { ops: vec![OpId(index as u32)] }).collect();
-        self.group_of = (0..self.ops.len()).collect();
-    }
-
-    /// Joins groups into one launch, moving the groups between them before or after it as their operands ask.
-    /// Gives the place of the joined group, or `None` where joining would make a cycle; then nothing changes.
-    ///
-    /// The cost is the number of operations between the first and the last of the groups.
-    pub fn merge(&mut self, members: &[usize]) -> Option<usize> {
-        let (first, last) = (*members.iter().min()?, *members.iter().max()?);
-        if first == last {
-            return Some(first);
-        }
-        let mut after = vec![false; last - first + 1];
-        for place in first..=last {
-            let is_member = members.contains(&place);
-            let depends = self.groups[place].ops.iter().flat_map(|op| &self.op(*op).inputs).any(|input| {
-                self.producer(*input).is_some_and(|producer| {
-                    let from = self.group_of(producer);
-                    from >= first && from < place && (after[from - first] || (!is_member && members.contains(&from)))
-                })
-            });
-            if depends && is_member {
-                return None;
-            }
-            after[place - first] = depends;
-        }
-        let window: Vec<Group> = self.groups.drain(first..=last).collect();
-        let mut joined = Group { ops: Vec::new() };
-        let (mut before_groups, mut after_groups) = (Vec::new(), Vec::new());
-        for (offset, group) in window.into_iter().enumerate() {
-            if members.contains(&(first + offset)) {
-                joined.ops.extend(group.ops);
-            } else if after[offset] {
-                after_groups.push(group);
-            } else {
-                before_groups.push(group);
-            }
-        }
-        joined.ops.sort_unstable();
-        let place = first + before_groups.len();
-        let replacement = before_groups.into_iter().chain([joined]).chain(after_groups);
-        self.groups.splice(first..first, replacement);
-        for place in first..self.groups.len() {
-            for op in &self.groups[place].ops {
-                self.group_of[op.index()] = place;
-            }
-        }
-        Some(place)
-    }
-
-    /// Keeps only the operations for which `keep` is true, after every use of a value `v` has become
-    /// `replacement[v]`; then drops values that nothing refers to and puts every operation into a group of its own.
-    /// For the rewrites that touch operations; each must prove that what it replaces has the same bits.
-    pub(crate) fn retain(&mut self, replacement: &[ValueId], keep: impl Fn(OpId) -> bool) {
-        let resolve = |mut id: ValueId| {
-            while replacement[id.index()] != id {
-                id = replacement[id.index()];
-            }
-            id
-        };
-        let mut old = std::mem::take(self);
-        for output in &mut old.outputs {
-            *output = resolve(*output);
-        }
-        for op in &mut old.ops {
-            for input in &mut op.inputs {
-                *input = resolve(*input);
-            }
-        }
-        let kept: Vec<bool> = (0..old.ops.len()).map(|index| keep(OpId(index as u32))).collect();
-        let mut used = vec![false; old.values.len()];
-        for (op, _) in old.ops.iter().zip(&kept).filter(|(_, kept)| **kept) {
-            used[op.output.index()] = true;
-            op.inputs.iter().for_each(|input| used[input.index()] = true);
-        }
-        old.outputs.iter().for_each(|output| used[output.index()] = true);
-
-        let mut op_ids = vec![OpId(0); old.ops.len()];
-        let kept_ids = op_ids.iter_mut().zip(&kept).filter(|(_, kept)| **kept);
-        for (next, (id, _)) in kept_ids.enumerate() {
-            *id = OpId(next as u32);
-        }
-        let mut value_ids = vec![ValueId(0); old.values.len()];
-        for (index, mut value) in old.values.into_iter().enumerate().filter(|(index, _)| used[*index]) {
-            if let Definition::Op(op) = &mut value.definition {
-                *op = op_ids[op.index()];
-            }
-            value_ids[index] = ValueId(self.values.len() as u32);
-            self.values.push(value);
-        }
-        for (mut op, _) in old.ops.into_iter().zip(kept).filter(|(_, kept)| *kept) {
-            op.output = value_ids[op.output.index()];
-            op.inputs.iter_mut().for_each(|input| *input = value_ids[input.index()]);
-            self.ops.push(op);
-        }
-        self.outputs = old.outputs.iter().map(|output| value_ids[output.index()]).collect();
-        self.flatten();
     }
 }
 
