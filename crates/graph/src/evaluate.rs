@@ -47,7 +47,7 @@ pub struct EvaluateError {
     message: String,
 }
 
-/// Runs one step. `caches` holds one cache for each decoder layer and is updated; `block_size` is in tokens.
+/// Runs one step, launch by launch. `caches` holds one cache for each decoder layer and is updated; `block_size` is in tokens.
 ///
 /// # Errors
 /// If a weight is missing, or the batch refers to a cache that is not there.
@@ -74,10 +74,16 @@ pub fn evaluate(
             Definition::Op(_) => {}
         }
     }
-    for op in graph.ops() {
+    // Launch by launch, so that launches in a wrong order show.
+    for op in graph.groups().iter().flat_map(|group| &group.ops).map(|op| graph.op(*op)) {
         let context = Context { graph, op, tensors: &tensors, inputs, block_size };
         let fail =
             |message: &str| EvaluateError { value: graph.value(op.output).name.clone(), message: message.into() };
+        if let Some(missing) =
+            op.inputs.iter().find(|input| tensors[input.index()].is_none() && layers[input.index()].is_none())
+        {
+            return Err(fail(&format!("%{} is not there yet", graph.value(*missing).name)));
+        }
         match &op.kind {
             OpKind::KvWrite => {
                 let layer = layers[op.inputs[0].index()];

@@ -185,9 +185,7 @@ impl MemoryPlan {
             let last = if graph.outputs().contains(&id) { "end".to_owned() } else { last.to_string() };
             let bytes = tensor.bytes(&self.limits).unwrap_or(0);
             let from = self.in_place.iter().find(|(result, _)| *result == id);
-            let from = from.map_or_else(String::new, |(_, operand)| {
-                format!(", over %{}", graph.value(*operand).name)
-            });
+            let from = from.map_or_else(String::new, |(_, operand)| format!(", over %{}", graph.value(*operand).name));
             let lives = format!("{first}–{last}");
             let _ = writeln!(text, "{offset:>12}  {bytes:>12}  {lives:>9}  %{}: {tensor}{from}", graph.value(id).name);
         }

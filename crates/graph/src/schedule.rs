@@ -4,8 +4,6 @@
 //! next that adds the fewest bytes (what it makes, less what it reads for the last time), the earlier one where two add
 //! as many; a piece keeps its order unless that lowers its peak.
 
-use std::collections::HashMap;
-
 use crate::graph::{Graph, ValueId};
 use crate::memory::MemoryPlan;
 use crate::partition::{SplittingOps, partition};
@@ -24,19 +22,24 @@ pub struct ScheduleReport {
 
 /// Orders the launches of each piece such that the peak of live bytes at `limits` is not above what it was.
 pub fn schedule(graph: &mut Graph, limits: &Sizes, splitting_ops: &SplittingOps) -> ScheduleReport {
-    let peak_before = peak(graph, limits, 0..graph.groups().len());
-    let mut order: Vec<usize> = Vec::with_capacity(graph.groups().len());
+    let launches: Vec<usize> = (0..graph.groups().len()).collect();
+    let peak_before = Liveness::new(graph, limits).run(&launches);
+    let mut live = Liveness::new(graph, limits);
+    let mut order: Vec<usize> = Vec::with_capacity(launches.len());
     for piece in partition(graph, splitting_ops) {
-        let original: Vec<usize> = piece.groups.collect();
-        let greedy = greedy(graph, limits, &original);
-        let better = peak(graph, limits, greedy.iter().copied()) < peak(graph, limits, original.iter().copied());
-        order.extend(if better { greedy } else { original });
+        let original = &launches[piece.groups];
+        let greedy = live.greedy(original);
+        // What is alive before and after a piece is the same in each order of it, so its own peak decides.
+        let better = live.peak(&greedy) < live.peak(original);
+        let chosen = if better { &greedy } else { original };
+        live.run(chosen);
+        order.extend(chosen);
     }
+    let peak_after = Liveness::new(graph, limits).run(&order);
     let moved = order.iter().enumerate().filter(|(place, group)| place != *group).count();
     if moved > 0 {
         graph.reorder_groups(&order);
     }
-    let peak_after = peak(graph, limits, 0..graph.groups().len());
     ScheduleReport { moved, peak_before, peak_after }
 }
 
@@ -61,85 +64,89 @@ fn readers(graph: &Graph, value: ValueId) -> usize {
     places.iter().filter(|place| Some(**place) != own).count() + usize::from(graph.outputs().contains(&value))
 }
 
-/// The peak of bytes that launches in this order make and do not yet free, over what was alive before them.
-fn peak(graph: &Graph, limits: &Sizes, order: impl Iterator<Item = usize>) -> usize {
-    let mut live = Liveness::new(graph, limits);
-    let (mut peak, mut now) = (0isize, 0isize);
-    for group in order {
-        let (made, freed) = live.step(group);
-        peak = peak.max(now.saturating_add_unsigned(made));
-        now = now.saturating_add_unsigned(made).saturating_sub_unsigned(freed);
-    }
-    usize::try_from(peak).unwrap_or(0)
-}
-
 /// What is alive while launches run one after the other.
 struct Liveness<'a> {
     graph: &'a Graph,
     limits: &'a Sizes,
-    /// Launches that have read each value so far.
-    read: HashMap<ValueId, usize>,
+    /// For each value the launches that have read it so far.
+    read: Vec<usize>,
 }
 
 impl<'a> Liveness<'a> {
     fn new(graph: &'a Graph, limits: &'a Sizes) -> Self {
-        Liveness { graph, limits, read: HashMap::new() }
+        Liveness { graph, limits, read: vec![0; graph.values().len()] }
     }
 
     /// Bytes that a launch would make and free.
     fn change(&self, group: usize) -> (usize, usize) {
         let (made, read) = made_and_read(self.graph, group);
         let size = |value: &ValueId| bytes(self.graph, self.limits, *value);
-        let last = |value: &&ValueId| {
-            let so_far = self.read.get(*value).copied().unwrap_or(0);
-            readers(self.graph, **value) == so_far + 1
-        };
-        let sum = |values: &mut dyn Iterator<Item = usize>| values.fold(0usize, usize::saturating_add);
-        (sum(&mut made.iter().map(size)), sum(&mut read.iter().filter(last).map(size)))
+        let last = |value: &&ValueId| readers(self.graph, **value) == self.read[value.index()] + 1;
+        let made = made.iter().map(size).fold(0, usize::saturating_add);
+        (made, read.iter().filter(last).map(size).fold(0, usize::saturating_add))
     }
 
-    /// Runs a launch, and gives the bytes that it made and freed.
-    fn step(&mut self, group: usize) -> (usize, usize) {
-        let change = self.change(group);
+    /// Runs launches, and gives the most bytes that they made and did not yet free, over what was alive before them.
+    fn run(&mut self, order: &[usize]) -> usize {
+        let (mut peak, mut now) = (0isize, 0isize);
+        for group in order {
+            let (made, freed) = self.change(*group);
+            peak = peak.max(now.saturating_add_unsigned(made));
+            now = now.saturating_add_unsigned(made).saturating_sub_unsigned(freed);
+            self.note(*group, true);
+        }
+        usize::try_from(peak).unwrap_or(0)
+    }
+
+    /// [`Liveness::run`], undone.
+    fn peak(&mut self, order: &[usize]) -> usize {
+        let peak = self.run(order);
+        order.iter().for_each(|group| self.note(*group, false));
+        peak
+    }
+
+    /// Counts the reads of a launch, or takes them back.
+    fn note(&mut self, group: usize, done: bool) {
         for value in made_and_read(self.graph, group).1 {
-            *self.read.entry(value).or_default() += 1;
+            let read = &mut self.read[value.index()];
+            *read = if done { *read + 1 } else { *read - 1 };
         }
-        change
     }
-}
 
-/// The launches of a piece, each time the one that adds the fewest bytes.
-fn greedy(graph: &Graph, limits: &Sizes, piece: &[usize]) -> Vec<usize> {
-    let (Some(&first), Some(&last)) = (piece.first(), piece.last()) else { return Vec::new() };
-    let mut waits_for = vec![0usize; piece.len()];
-    let mut unlocks: Vec<Vec<usize>> = vec![Vec::new(); piece.len()];
-    for (index, &group) in piece.iter().enumerate() {
-        let producers = made_and_read(graph, group).1.into_iter().filter_map(|value| graph.producer(value));
-        let mut places: Vec<usize> = producers.map(|op| graph.group_of(op)).collect();
-        places.sort_unstable();
-        places.dedup();
-        for place in places.into_iter().filter(|place| (first..=last).contains(place)) {
-            waits_for[index] += 1;
-            unlocks[place - first].push(index);
-        }
-    }
-    let mut ready: Vec<usize> = (0..piece.len()).filter(|index| waits_for[*index] == 0).collect();
-    let mut live = Liveness::new(graph, limits);
-    let mut order = Vec::with_capacity(piece.len());
-    let added = |live: &Liveness<'_>, index: usize| {
-        let (made, freed) = live.change(first + index);
-        isize::try_from(made).unwrap_or(isize::MAX).saturating_sub_unsigned(freed)
-    };
-    while let Some(place) = (0..ready.len()).min_by_key(|place| (added(&live, ready[*place]), ready[*place])) {
-        let next = ready.swap_remove(place);
-        live.step(first + next);
-        order.push(first + next);
-        for &unlocked in &unlocks[next] {
-            waits_for[unlocked] -= 1;
-            if waits_for[unlocked] == 0 {
-                ready.push(unlocked);
+    /// The launches of a piece, each time the one that adds the fewest bytes.
+    fn greedy(&mut self, piece: &[usize]) -> Vec<usize> {
+        let (Some(&first), Some(&last)) = (piece.first(), piece.last()) else { return Vec::new() };
+        let mut waits_for = vec![0usize; piece.len()];
+        let mut unlocks: Vec<Vec<usize>> = vec![Vec::new(); piece.len()];
+        for (index, &group) in piece.iter().enumerate() {
+            let read = made_and_read(self.graph, group).1;
+            let producers = read.into_iter().filter_map(|value| self.graph.producer(value));
+            let mut places: Vec<usize> = producers.map(|op| self.graph.group_of(op)).collect();
+            places.sort_unstable();
+            places.dedup();
+            for place in places.into_iter().filter(|place| (first..=last).contains(place)) {
+                waits_for[index] += 1;
+                unlocks[place - first].push(index);
             }
         }
+        let mut ready: Vec<usize> = (0..piece.len()).filter(|index| waits_for[*index] == 0).collect();
+        let mut order = Vec::with_capacity(piece.len());
+        let added = |live: &Self, index: usize| {
+            let (made, freed) = live.change(first + index);
+            isize::try_from(made).unwrap_or(isize::MAX).saturating_sub_unsigned(freed)
+        };
+        while let Some(place) = (0..ready.len()).min_by_key(|place| (added(self, ready[*place]), ready[*place])) {
+            let next = ready.swap_remove(place);
+            self.note(first + next, true);
+            order.push(first + next);
+            for &unlocked in &unlocks[next] {
+                waits_for[unlocked] -= 1;
+                if waits_for[unlocked] == 0 {
+                    ready.push(unlocked);
+                }
+            }
+        }
+        order.iter().for_each(|group| self.note(*group, false));
+        order
     }
-    order
 }

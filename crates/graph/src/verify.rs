@@ -171,7 +171,10 @@ impl Problems<'_> {
                 let other = users.iter().find(|user| *user != reader).unwrap_or(reader);
                 let (other, writer) = (graph.op(*other).output, graph.op(*reader).output);
                 let (writer, name) = (self.name(writer).to_owned(), &value.name);
-                self.at(other, format!("it uses %{name}, which %{writer} writes: what comes after a write reads its result"));
+                self.at(
+                    other,
+                    format!("it uses %{name}, which %{writer} writes: what comes after a write reads its result"),
+                );
             }
             if graph.outputs().contains(&id) {
                 let message = format!("%{} is a state, and no state leaves the step", value.name);

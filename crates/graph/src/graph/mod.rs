@@ -174,7 +174,9 @@ impl Graph {
         loop {
             match &self.value(id).definition {
                 Definition::State { layer } => return Some(*layer),
-                Definition::Op(op) if matches!(self.op(*op).kind, OpKind::KvWrite) => id = *self.op(*op).inputs.first()?,
+                Definition::Op(op) if matches!(self.op(*op).kind, OpKind::KvWrite) => {
+                    id = *self.op(*op).inputs.first()?
+                }
                 _ => return None,
             }
         }
@@ -261,7 +263,8 @@ impl Graph {
         outputs: Vec<ValueId>,
         history: Vec<PassReport>,
     ) -> Self {
-        let mut graph = Graph { users: vec![Vec::new(); values.len()], values, ops, outputs, history, ..Graph::default() };
+        let mut graph =
+            Graph { users: vec![Vec::new(); values.len()], values, ops, outputs, history, ..Graph::default() };
         for (index, value) in graph.values.iter().enumerate() {
             if !matches!(value.definition, Definition::Op(_)) {
                 graph.leaves.entry(value.definition.clone()).or_insert(ValueId(index as u32));

@@ -59,7 +59,8 @@ impl Rewriting {
         (0..self.ops.len()).for_each(|index| {
             self.settled(OpId(index as u32));
         });
-        let kept: Vec<Op> = self.ops.into_iter().zip(&self.dropped).filter(|(_, dropped)| !**dropped).map(|(op, _)| op).collect();
+        let kept: Vec<Op> =
+            self.ops.into_iter().zip(&self.dropped).filter(|(_, dropped)| !**dropped).map(|(op, _)| op).collect();
         let mut used = vec![false; old.values.len()];
         for op in &kept {
             used[op.output.index()] = true;

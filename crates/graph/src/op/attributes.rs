@@ -74,9 +74,7 @@ impl AttributeReader {
         match self.take(name) {
             Some(AttributeText::List(words)) => words
                 .iter()
-                .map(|word| {
-                    read(word).ok_or_else(|| format!("{name} of {} must hold {what}, found `{word}`", self.op))
-                })
+                .map(|word| read(word).ok_or_else(|| format!("{name} of {} must hold {what}, found `{word}`", self.op)))
                 .collect(),
             Some(AttributeText::Word(word)) => {
                 Err(format!("{name} of {} must be a list of {what}, found `{word}`", self.op))
@@ -160,13 +158,10 @@ impl OpKind {
             "select_rows" => OpKind::SelectRows,
             "cast" => OpKind::Cast { to: reader.dtype("to")? },
             "rms_norm" => OpKind::RmsNorm { epsilon: reader.float("epsilon")? },
-            "head_rms_norm" => {
-                OpKind::HeadRmsNorm { heads: reader.count("heads")?, epsilon: reader.float("epsilon")? }
+            "head_rms_norm" => OpKind::HeadRmsNorm { heads: reader.count("heads")?, epsilon: reader.float("epsilon")? },
+            "linear" => {
+                OpKind::Linear { to: reader.dtype("to")?, scale: reader.optional("scale", "a number", read_float)? }
             }
-            "linear" => OpKind::Linear {
-                to: reader.dtype("to")?,
-                scale: reader.optional("scale", "a number", read_float)?,
-            },
             "quantize" => OpKind::Quantize { scale: reader.float("scale")? },
             "rope_angles" => OpKind::RopeAngles {
                 attention_scaling: reader.float("attention_scaling")?,
@@ -182,11 +177,9 @@ impl OpKind {
             "mul_scalar" => OpKind::MulScalar { factor: reader.float("factor")? },
             "add_scalar" => OpKind::AddScalar { term: reader.float("term")? },
             "reshape" => OpKind::Reshape { shape: reader.list("shape", "sizes", |word| word.parse().ok())? },
-            "slice" => OpKind::Slice {
-                axis: reader.count("axis")?,
-                start: reader.count("start")?,
-                end: reader.count("end")?,
-            },
+            "slice" => {
+                OpKind::Slice { axis: reader.count("axis")?, start: reader.count("start")?, end: reader.count("end")? }
+            }
             "concat" => OpKind::Concat { axis: reader.count("axis")? },
             "transpose" => {
                 let permutation = reader.list("permutation", "axes", |word| word.parse().ok())?;

@@ -141,13 +141,7 @@ impl OpKind {
         Ok(x.clone())
     }
 
-    fn infer_linear(
-        &self,
-        to: DType,
-        scaled: bool,
-        x: &TensorType,
-        weight: &TensorType,
-    ) -> Result<TensorType, String> {
+    fn infer_linear(&self, to: DType, scaled: bool, x: &TensorType, weight: &TensorType) -> Result<TensorType, String> {
         let rule = |holds: bool, text: &str| self.rule(holds, text, &[x, weight]);
         rule(
             is_matrix(x) && is_matrix(weight) && x.dtype == weight.dtype && x.dtype.is_float(),

@@ -197,12 +197,7 @@ pub fn find(name: &str) -> Option<&'static Pass> {
 ///
 /// # Errors
 /// If the graph is malformed; after a pass, that is a bug in the pass.
-pub fn optimize(
-    graph: &mut Graph,
-    config: &PassConfig,
-    compile: bool,
-    target: &dyn Target,
-) -> Result<(), VerifyError> {
+pub fn optimize(graph: &mut Graph, config: &PassConfig, compile: bool, target: &dyn Target) -> Result<(), VerifyError> {
     let on = |pass: &Pass| compile && (pass.enabled)(config);
     run_passes(graph, PIPELINE, on, target, Fuel::UNLIMITED, &mut |_, _| {})
 }

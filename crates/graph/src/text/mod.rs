@@ -21,7 +21,7 @@
 //!   several in a `group` are one launch. Launches are in order.
 //! - Sizes are numbers or `T` (tokens), `S` (sequences), `R` (rows whose logits are wanted), `B` (KV blocks in a row of the
 //!   block table). Numbers are written as the shortest decimal that reads back as the same `f32`.
-//! - A name is `%` and letters, digits, `_`, `.`, `-`, `/` or `:`; any other name is quoted: `%"a b"`.
+//! - A name is `%` and letters, digits, `_`, `.`, `-` or `/`; any other name is quoted: `%"a b"`.
 //! - `;` begins a comment.
 //!
 //! The same graph always gives the same text, and reading it gives an equal graph.
@@ -41,5 +41,5 @@ fn is_plain(name: &str) -> bool {
 }
 
 fn is_name_character(character: char) -> bool {
-    character.is_ascii_alphanumeric() || matches!(character, '_' | '.' | '-' | '/' | ':')
+    character.is_ascii_alphanumeric() || matches!(character, '_' | '.' | '-' | '/')
 }

@@ -58,7 +58,8 @@ pub fn lines(graph: &Graph) -> Vec<Line> {
         lines.extend(group_lines(graph, index));
     }
     lines.extend(ungrouped_lines(graph));
-    let outputs: Vec<String> = graph.outputs().iter().map(|output| Name(&graph.value(*output).name).to_string()).collect();
+    let outputs: Vec<String> =
+        graph.outputs().iter().map(|output| Name(&graph.value(*output).name).to_string()).collect();
     let separator = if outputs.is_empty() { "" } else { " " };
     lines.push(Line { place: Some(Place::Outputs), text: format!("  return{separator}{}", outputs.join(", ")) });
     lines.push(plain("}"));

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use allotrope_config::{DeviceFacts, ModelFacts, OptimizationLevel, Options, PassConfig, Source, resolve};
-use allotrope_graph::evaluate::{Evaluation, ReferenceCache, evaluate};
+use allotrope_graph::evaluate::{EvaluateError, Evaluation, ReferenceCache, evaluate};
 use allotrope_graph::numerics::f32_to_e4m3;
 use allotrope_graph::*;
 
@@ -26,6 +26,36 @@ impl Target for Everything {
     fn accepts(&self, _: &Graph, _: &[OpId]) -> Result<(), String> {
         Ok(())
     }
+
+    fn may_overwrite(&self, _: &Graph, _: usize, _: ValueId, _: ValueId) -> bool {
+        true
+    }
+}
+
+/// A target that has a kernel for some groups and not for others, by chance.
+pub struct Moody(pub u64);
+
+impl Target for Moody {
+    fn name(&self) -> &str {
+        "moody"
+    }
+
+    fn accepts(&self, _: &Graph, ops: &[OpId]) -> Result<(), String> {
+        let hash = ops.iter().fold(self.0, |hash, op| (hash ^ u64::from(op.0)).wrapping_mul(0x100_0000_01b3));
+        if ops.len() == 1 || hash >> 32 & 3 != 0 { Ok(()) } else { Err(format!("not {} of these", ops.len())) }
+    }
+
+    fn may_overwrite(&self, _: &Graph, group: usize, _: ValueId, result: ValueId) -> bool {
+        (self.0 ^ group as u64 ^ u64::from(result.0)) & 1 == 0
+    }
+}
+
+/// How many cases a property is tried on: 200, or what `PROPTEST_CASES` says.
+pub fn cases() -> proptest::test_runner::Config {
+    let default = proptest::test_runner::Config::default();
+    let given = std::env::var_os("PROPTEST_CASES").is_some();
+    let cases = if given { default.cases } else { 200 };
+    proptest::test_runner::Config { cases, failure_persistence: None, ..default }
 }
 
 /// The pass settings of a level, for a model that quantizes activations statically or not at all.
@@ -36,6 +66,7 @@ pub fn passes_of(level: OptimizationLevel, quantized: bool) -> PassConfig {
     if quantized {
         model.activation_quantization = allotrope_config::ActivationQuantization::Static;
     }
+    model.has_qk_norm = true;
     resolve(&options, &model, &DeviceFacts::assumed()).unwrap().compilation.pass_config
 }
 
@@ -116,10 +147,17 @@ pub fn batch() -> StepInputs {
 }
 
 /// Evaluates a graph on fresh caches.
-pub fn run(graph: &Graph, weights: &dyn WeightSource) -> Evaluation {
+pub fn try_run(graph: &Graph, weights: &dyn WeightSource) -> Result<Evaluation, EvaluateError> {
     let layers = graph.values().iter().filter(|value| matches!(value.definition, Definition::State { .. })).count();
     let mut caches = vec![ReferenceCache::new(&CACHE, 2 * BLOCK_SIZE); layers];
-    evaluate(graph, weights, &batch(), &mut caches, BLOCK_SIZE).unwrap()
+    evaluate(graph, weights, &batch(), &mut caches, BLOCK_SIZE)
+}
+
+/// The bits of all outputs of a graph.
+pub fn output_bits(graph: &Graph, weights: &dyn WeightSource) -> Vec<u32> {
+    let evaluation = try_run(graph, weights).unwrap();
+    let outputs = graph.outputs().iter().map(|output| evaluation.tensor(*output).unwrap());
+    outputs.flatten().map(|value| value.to_bits()).collect()
 }
 
 /// Builds graphs operation by operation.
@@ -149,6 +187,71 @@ impl Builder {
         self.push(OpKind::RmsNorm { epsilon: 1e-5 }, &[x, weight])
     }
 
+    pub fn head_norm(&mut self, x: ValueId, heads: usize) -> ValueId {
+        let width = self.graph.tensor_type(x).unwrap().width().unwrap();
+        let weight = self.weight(DType::Bf16, &[width / heads]);
+        self.push(OpKind::HeadRmsNorm { heads, epsilon: 1e-6 }, &[x, weight])
+    }
+
+    /// Casts that lose nothing, and casts that do.
+    pub fn casts(&mut self, random: &mut Random, x: ValueId) -> ValueId {
+        let mut value = x;
+        for _ in 0..=random.below(3) {
+            let to = [DType::F32, DType::F16, DType::Bf16, DType::F8E4M3][random.below(4)];
+            value = self.push(OpKind::Cast { to }, &[value]);
+        }
+        self.push(OpKind::Cast { to: DType::Bf16 }, &[value])
+    }
+
+    /// Products and sums with numbers that change nothing, or little.
+    pub fn scalars(&mut self, random: &mut Random, x: ValueId) -> ValueId {
+        let factor = [1.0, -1.0, 0.5, 0.0][random.below(4)];
+        let term = [0.0, -0.0, 0.25][random.below(3)];
+        let product = self.push(OpKind::MulScalar { factor }, &[x]);
+        self.push(OpKind::AddScalar { term }, &[product])
+    }
+
+    /// Reshapes and transposes that may cancel each other.
+    pub fn moves(&mut self, random: &mut Random, x: ValueId) -> ValueId {
+        let shape = |dims: &[usize]| {
+            let sizes = dims.iter().map(|size| Dim::Static(*size));
+            OpKind::Reshape { shape: std::iter::once(Dim::Tokens).chain(sizes).collect() }
+        };
+        let mut value = self.push(shape(&[HIDDEN]), &[x]);
+        value = self.push(shape(&[2, 2, HIDDEN / 4]), &[value]);
+        for _ in 0..random.below(4) {
+            let permutation = [vec![0, 1, 2, 3], vec![0, 2, 1, 3], vec![0, 1, 3, 2], vec![0, 3, 1, 2]];
+            let permutation = permutation[random.below(4)].clone();
+            value = self.push(OpKind::Transpose { permutation }, &[value]);
+        }
+        if random.below(2) == 0 {
+            value = self.push(shape(&[4, HIDDEN / 4]), &[value]);
+        }
+        self.push(shape(&[HIDDEN]), &[value])
+    }
+
+    /// Slices of one or two values, concatenated: in order, or not.
+    pub fn parts(&mut self, random: &mut Random, x: ValueId, y: ValueId) -> ValueId {
+        let cut = 1 + random.below(HIDDEN - 1);
+        let whole = self.push(OpKind::Slice { axis: 1, start: 0, end: HIDDEN }, &[x]);
+        let low = self.push(OpKind::Slice { axis: 1, start: 0, end: cut }, &[whole]);
+        let from = if random.below(2) == 0 { x } else { y };
+        let high = self.push(OpKind::Slice { axis: 1, start: cut, end: HIDDEN }, &[from]);
+        let parts = if random.below(2) == 0 { [low, high] } else { [high, low] };
+        let both = self.push(OpKind::Concat { axis: 1 }, &parts);
+        match random.below(3) {
+            0 => both,
+            1 => {
+                // One of the parts again, and with it all that is needed to make a row.
+                let part = self.push(OpKind::Slice { axis: 1, start: 0, end: cut }, &[both]);
+                let inner = self.push(OpKind::Slice { axis: 1, start: cut / 2, end: cut }, &[part]);
+                let rest = self.push(OpKind::Slice { axis: 1, start: 0, end: HIDDEN - (cut - cut / 2) }, &[both]);
+                self.push(OpKind::Concat { axis: 1 }, &[inner, rest])
+            }
+            _ => self.push(OpKind::Concat { axis: 1 }, &[both]),
+        }
+    }
+
     /// A projection to `width`; quantized ones get a scale of their own from `random`.
     pub fn linear(&mut self, x: ValueId, width: usize, quantized: Option<f32>) -> ValueId {
         let columns = self.graph.tensor_type(x).unwrap().width().unwrap();
@@ -167,10 +270,26 @@ impl Builder {
         self.push(OpKind::Cast { to: DType::Bf16 }, &[embedding])
     }
 
-    pub fn attention(&mut self, layer: usize, x: ValueId, angles: ValueId, quantized: Option<f32>) -> ValueId {
-        let q = self.linear(x, HIDDEN, quantized);
-        let k = self.linear(x, CACHE.width(), quantized);
-        let v = self.linear(x, CACHE.width(), quantized);
+    pub fn attention(
+        &mut self,
+        layer: usize,
+        x: ValueId,
+        angles: ValueId,
+        quantized: Option<f32>,
+        Architecture { bias, qk_norm, .. }: Architecture,
+    ) -> ValueId {
+        let mut project = |width: usize| {
+            let projected = self.linear(x, width, quantized);
+            if !bias {
+                return projected;
+            }
+            let bias = self.weight(DType::Bf16, &[width]);
+            self.push(OpKind::Add, &[projected, bias])
+        };
+        let (mut q, mut k, v) = (project(HIDDEN), project(CACHE.width()), project(CACHE.width()));
+        if qk_norm {
+            (q, k) = (self.head_norm(q, 4), self.head_norm(k, 2));
+        }
         let q = self.push(OpKind::Rope { heads: 4 }, &[q, angles]);
         let k = self.push(OpKind::Rope { heads: 2 }, &[k, angles]);
         let cache = self.graph.state(layer, CACHE);
@@ -199,15 +318,32 @@ impl Builder {
     }
 }
 
-/// A Llama of `layers` layers as the model builder writes it.
-pub fn decoder(layers: usize, quantized: bool) -> Graph {
-    let scale = |value| quantized.then_some(value);
+/// What tells decoders apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Architecture {
+    /// FP8 weights, and activations quantized by static scales.
+    pub quantized: bool,
+    /// Biases in the projections of attention, as Qwen2 has them.
+    pub bias: bool,
+    /// Norms of query and key heads, as Qwen3 has them.
+    pub qk_norm: bool,
+}
+
+pub const LLAMA: Architecture = Architecture { quantized: false, bias: false, qk_norm: false };
+pub const LLAMA_FP8: Architecture = Architecture { quantized: true, ..LLAMA };
+pub const QWEN2: Architecture = Architecture { bias: true, ..LLAMA };
+pub const QWEN3: Architecture = Architecture { qk_norm: true, ..LLAMA };
+pub const QWEN3_FP8: Architecture = Architecture { quantized: true, ..QWEN3 };
+
+/// A decoder of `layers` layers as the model builder writes it.
+pub fn decoder(layers: usize, architecture: Architecture) -> Graph {
+    let scale = |value| architecture.quantized.then_some(value);
     let mut builder = Builder::new();
     let mut stream = builder.embedding();
     let angles = builder.angles();
     for layer in 0..layers {
         let normalized = builder.norm(stream);
-        let attended = builder.attention(layer, normalized, angles, scale(0.01));
+        let attended = builder.attention(layer, normalized, angles, scale(0.01), architecture);
         let attended = builder.linear(attended, HIDDEN, scale(0.02));
         stream = builder.push(OpKind::Add, &[stream, attended]);
         let normalized = builder.norm(stream);
@@ -221,7 +357,7 @@ pub fn decoder(layers: usize, quantized: bool) -> Graph {
     builder.finish(stream)
 }
 
-/// A random well-typed graph over all operations, with shared values and state.
+/// A random well-typed graph over all operations, with shared values and state, no-ops and what only looks like them.
 pub fn random_graph(random: &mut Random) -> Graph {
     let mut builder = Builder::new();
     let mut values = vec![builder.embedding()];
@@ -231,23 +367,29 @@ pub fn random_graph(random: &mut Random) -> Graph {
         let x = values[random.below(values.len())];
         let y = values[random.below(values.len())];
         let quantized = [None, Some(0.05), Some(0.1)][random.below(3)];
-        let next = match random.below(9) {
+        let next = match random.below(14) {
             0 => builder.norm(x),
             1 => builder.linear(x, HIDDEN, quantized),
             2 => builder.push(OpKind::Add, &[x, y]),
             3 => builder.push(OpKind::Silu, &[x]),
             4 => builder.push(OpKind::Mul, &[x, y]),
-            5 => {
-                let wide = builder.push(OpKind::Cast { to: DType::F32 }, &[x]);
-                builder.push(OpKind::Cast { to: DType::Bf16 }, &[wide])
-            }
+            5 => builder.casts(random, x),
             6 => {
                 layers += 1;
-                builder.attention(layers - 1, x, angles, quantized)
+                let architecture = Architecture { bias: random.below(3) == 0, qk_norm: random.below(3) == 0, ..LLAMA };
+                builder.attention(layers - 1, x, angles, quantized, architecture)
             }
             7 => {
                 let bias = builder.weight(DType::Bf16, &[HIDDEN]);
                 builder.push(OpKind::Add, &[x, bias])
+            }
+            8 => builder.push(OpKind::Sub, &[x, y]),
+            9 => builder.scalars(random, x),
+            10 => builder.moves(random, x),
+            11 => builder.parts(random, x, y),
+            12 => {
+                let normalized = builder.head_norm(x, 4);
+                builder.push(OpKind::Rope { heads: 4 }, &[normalized, angles])
             }
             // The same operation again, for the pass that finds such.
             _ => {
@@ -257,6 +399,12 @@ pub fn random_graph(random: &mut Random) -> Graph {
             }
         };
         values.push(next);
+    }
+    // What nothing reads is an output, so that a wrong value shows, or dead code.
+    for value in &values {
+        if builder.graph.users(*value).is_empty() && random.below(3) > 0 {
+            builder.graph.add_output(*value);
+        }
     }
     let last = values[values.len() - 1];
     builder.finish(last)
