@@ -6,6 +6,7 @@
 //! row operations is one program without a kernel of its own.
 
 pub(crate) mod math;
+mod movement;
 mod ops;
 
 use crate::attention::CacheView;
@@ -15,6 +16,7 @@ use crate::linear::RawWeights;
 use crate::simd::{BLOCK_BYTES, LANES, Simd};
 use crate::team::Worker;
 use math::{narrow, widen, with_rounding};
+pub(crate) use movement::Movement;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -51,7 +53,7 @@ pub(crate) enum Instruction {
     Store { from: Register, to: Matrix },
     /// Another element type.
     Cast { to: Register, from: Register, element: ElementType },
-    /// Root mean square norm.
+    /// Root mean square norm of every run of as many numbers as the weight has: a row, or a head.
     RmsNorm { to: Register, from: Register, weight: Register, epsilon: f32, element: ElementType },
     /// Division by a scale and rounding to E4M3.
     Quantize { to: Register, from: Register, scale: f32 },
@@ -65,8 +67,16 @@ pub(crate) enum Instruction {
     Silu { to: Register, from: Register, element: ElementType },
     /// Sum.
     Add { to: Register, a: Register, b: Register, element: ElementType },
+    /// Difference.
+    Sub { to: Register, a: Register, b: Register, element: ElementType },
     /// Product.
     Mul { to: Register, a: Register, b: Register, element: ElementType },
+    /// Product with a number.
+    MulScalar { to: Register, from: Register, factor: f32, element: ElementType },
+    /// Sum with a number.
+    AddScalar { to: Register, from: Register, term: f32, element: ElementType },
+    /// Elements of one row to places in another, whose other elements stay as they are.
+    Move { to: Register, from: Register, movement: Movement },
 }
 
 impl Instruction {
@@ -75,7 +85,8 @@ impl Instruction {
     pub(crate) fn fits(&self) -> bool {
         let element = match self {
             Self::Cast { element, .. } | Self::RmsNorm { element, .. } | Self::Rope { element, .. } => *element,
-            Self::Silu { element, .. } | Self::Add { element, .. } | Self::Mul { element, .. } => *element,
+            Self::Silu { element, .. } | Self::MulScalar { element, .. } | Self::AddScalar { element, .. } => *element,
+            Self::Add { element, .. } | Self::Sub { element, .. } | Self::Mul { element, .. } => *element,
             _ => ElementType::F32,
         };
         if element == ElementType::F8E4M3 {
@@ -86,10 +97,14 @@ impl Instruction {
                 register.width == matrix.width
             }
             Self::Gather { to, from, .. } => to.width == from.columns,
-            Self::Cast { to, from, .. } | Self::Quantize { to, from, .. } | Self::Silu { to, from, .. } => {
-                to.width == from.width
+            Self::Cast { to, from, .. }
+            | Self::Quantize { to, from, .. }
+            | Self::Silu { to, from, .. }
+            | Self::MulScalar { to, from, .. }
+            | Self::AddScalar { to, from, .. } => to.width == from.width,
+            Self::RmsNorm { to, from, weight, .. } => {
+                to.width == from.width && weight.width > 0 && from.width.is_multiple_of(weight.width)
             }
-            Self::RmsNorm { to, from, weight, .. } => to.width == from.width && weight.width == from.width,
             Self::RopeAngles { to, frequencies, .. } => to.width == 2 * frequencies.len(),
             Self::Rope { to, from, angles, heads, .. } => {
                 let even = angles.width > 0 && angles.width.is_multiple_of(2);
@@ -98,7 +113,10 @@ impl Instruction {
             Self::KvWrite { keys, values, cache, .. } => {
                 keys.width == values.width && cache.kv_heads.checked_mul(cache.head_dim) == Some(keys.width)
             }
-            Self::Add { to, a, b, .. } | Self::Mul { to, a, b, .. } => to.width == a.width && to.width == b.width,
+            Self::Add { to, a, b, .. } | Self::Sub { to, a, b, .. } | Self::Mul { to, a, b, .. } => {
+                to.width == a.width && to.width == b.width
+            }
+            Self::Move { to, from, movement } => movement.fits(from.width, to.width),
         }
     }
 }
@@ -148,9 +166,11 @@ impl RowProgram {
     /// barrier.
     ///
     /// # Safety
-    /// All addresses must be valid for `rows` rows, rows written must overlap nothing else that the program reads or
-    /// writes, and nobody may touch them until the barrier. `scratch` must have `scratch_bytes` bytes and be aligned to
-    /// a number. Registers must be of this program.
+    /// All addresses must be valid for `rows` rows. Until the barrier nobody else may write what the program reads, nor
+    /// touch what it writes. A row that a `Store` writes may be, byte for byte, the row of the same number that one `Load`
+    /// before it in the program reads and nothing else does; apart from that, nothing written may overlap anything that the
+    /// program reads or writes. `scratch` must have `scratch_bytes` bytes and be aligned to a number. Registers must be of
+    /// this program.
     pub(crate) unsafe fn run(&self, isa: Isa, worker: &Worker<'_>, rows: usize, scratch: &mut [u8]) {
         let share = worker.partition(rows);
         if !share.is_empty() {
@@ -173,10 +193,11 @@ impl Task for RunRows<'_> {
         let scratch = Registers(self.scratch);
         // SAFETY: the contract of `RowProgram::run`; the features are present inside `dispatch`.
         unsafe {
-            // What follows a row in its last chunk must not be what another program left there.
+            // Lanes after a row's end are computed with and never looked at; zeros are as fast there as any number,
+            // which what another program left there might not be.
             std::ptr::write_bytes(self.scratch, 0, self.program.scratch);
             for (register, vector) in &self.program.constants {
-                widen::<S>(vector.element, vector.begin, scratch.row(*register));
+                widen::<S>(vector.element, vector.begin, scratch.row_mut(*register));
             }
             for row in self.rows {
                 for instruction in &self.program.instructions {
@@ -191,18 +212,40 @@ impl Task for RunRows<'_> {
 struct Registers(*mut f32);
 
 impl Registers {
-    /// The numbers of a row.
+    /// The numbers of a row, to be written.
     ///
     /// # Safety
-    /// The register must be of the program whose scratch this is, and not be borrowed already.
+    /// The register must be of the program whose scratch this is, and not be borrowed in any way.
     #[inline(always)]
     #[expect(
         clippy::mut_from_ref,
-        reason = "registers are disjoint, and each is borrowed once, by this function's contract"
+        reason = "registers are disjoint, and one that is written is not borrowed, by this function's contract"
     )]
-    unsafe fn row(&self, register: Register) -> &mut [f32] {
+    unsafe fn row_mut(&self, register: Register) -> &mut [f32] {
         // SAFETY: the program's scratch has room for all its registers.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(register.offset), register.width) }
+    }
+
+    /// The whole chunks of a row, to be written.
+    ///
+    /// # Safety
+    /// As [`Registers::row_mut`].
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "as above")]
+    unsafe fn chunks_mut(&self, register: Register) -> &mut [f32] {
+        let width = register.width.next_multiple_of(LANES);
+        // SAFETY: registers are padded to whole chunks.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(register.offset), width) }
+    }
+
+    /// The numbers of a row.
+    ///
+    /// # Safety
+    /// The register must be of the program whose scratch this is, and not be borrowed to be written.
+    #[inline(always)]
+    unsafe fn row(&self, register: Register) -> &[f32] {
+        // SAFETY: the program's scratch has room for all its registers.
+        unsafe { std::slice::from_raw_parts(self.0.add(register.offset), register.width) }
     }
 
     /// The whole chunks of a row.
@@ -210,11 +253,10 @@ impl Registers {
     /// # Safety
     /// As [`Registers::row`].
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "as above")]
-    unsafe fn chunks(&self, register: Register) -> &mut [f32] {
+    unsafe fn chunks(&self, register: Register) -> &[f32] {
         let width = register.width.next_multiple_of(LANES);
         // SAFETY: registers are padded to whole chunks.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(register.offset), width) }
+        unsafe { std::slice::from_raw_parts(self.0.add(register.offset), width) }
     }
 }
 
@@ -224,68 +266,68 @@ impl Registers {
 /// The contract of [`RowProgram::run`].
 #[inline(always)]
 unsafe fn step<S: Simd>(instruction: &Instruction, row: usize, registers: &Registers) {
-    // SAFETY: the addresses are valid for the row. An instruction's result is a register of its own, so the mutable
-    // borrow is the only one; operands that are the same register are only read.
+    // SAFETY: the addresses are valid for the row. No instruction reads the register that it writes, so the mutable
+    // borrow is the only one of it; operands, which may be one register, are only read.
     unsafe {
         match instruction {
             Instruction::Load { to, from } => {
                 let begin = from.begin.add(row * from.width * from.element.bytes());
-                widen::<S>(from.element, begin, registers.row(*to));
+                widen::<S>(from.element, begin, registers.row_mut(*to));
             }
-            Instruction::Gather { to, from, indices } => gather::<S>(registers.row(*to), from, indices, row),
+            Instruction::Gather { to, from, indices } => gather::<S>(registers.row_mut(*to), from, indices, row),
             Instruction::Store { from, to } => {
                 let begin = to.begin.add(row * to.width * to.element.bytes());
                 narrow::<S>(to.element, registers.row(*from), begin);
             }
             Instruction::Cast { to, from, element } => {
-                with_rounding!(*element, R => ops::cast::<S, R>(registers.chunks(*to), registers.chunks(*from)));
+                let (to, x) = (registers.chunks_mut(*to), registers.chunks(*from));
+                with_rounding!(*element, R => ops::cast::<S, R>(to, x));
             }
             Instruction::RmsNorm { to, from, weight, epsilon, element } => {
-                let (x, w) = (registers.chunks(*from), registers.chunks(*weight));
-                with_rounding!(*element, R => {
-                    ops::rms_norm::<S, R>(registers.chunks(*to), x, w, from.width, *epsilon);
-                });
+                let (to, x, w) = (registers.row_mut(*to), registers.row(*from), registers.chunks(*weight));
+                with_rounding!(*element, R => ops::rms_norm::<S, R>(to, x, w, weight.width, *epsilon));
             }
             Instruction::Quantize { to, from, scale } => {
-                ops::quantize::<S, math::ToE4m3>(registers.chunks(*to), registers.chunks(*from), *scale);
+                ops::quantize::<S, math::ToE4m3>(registers.chunks_mut(*to), registers.chunks(*from), *scale);
             }
             Instruction::RopeAngles { to, positions, frequencies, scaling } => {
-                ops::rope_angles(registers.row(*to), positions.add(row).read(), frequencies, *scaling);
+                ops::rope_angles(registers.row_mut(*to), positions.add(row).read(), frequencies, *scaling);
             }
             Instruction::Rope { to, from, angles, heads, element } => {
-                let (x, a) = (registers.chunks(*from), registers.row(*angles));
-                with_rounding!(*element, R => {
-                    ops::rope::<S, R>(registers.chunks(*to), x, a, *heads, angles.width / 2);
-                });
+                let (to, x, a) = (registers.chunks_mut(*to), registers.chunks(*from), registers.row(*angles));
+                with_rounding!(*element, R => ops::rope::<S, R>(to, x, a, *heads, angles.width / 2));
             }
             Instruction::KvWrite { keys, values, cache, slots } => {
                 let slot = slots.add(row).read();
                 cache.write::<S>(slot, registers.row(*keys), registers.row(*values));
             }
             Instruction::Silu { to, from, element } => {
-                with_rounding!(*element, R => ops::silu_row::<S, R>(registers.chunks(*to), registers.chunks(*from)));
+                let (to, x) = (registers.chunks_mut(*to), registers.chunks(*from));
+                with_rounding!(*element, R => ops::silu_row::<S, R>(to, x));
             }
             Instruction::Add { to, a, b, element } => {
-                let (to, a, b) = (registers.chunks(*to), shared(registers, *a), shared(registers, *b));
+                let (to, a, b) = (registers.chunks_mut(*to), registers.chunks(*a), registers.chunks(*b));
                 with_rounding!(*element, R => ops::add::<S, R>(to, a, b));
             }
+            Instruction::Sub { to, a, b, element } => {
+                let (to, a, b) = (registers.chunks_mut(*to), registers.chunks(*a), registers.chunks(*b));
+                with_rounding!(*element, R => ops::sub::<S, R>(to, a, b));
+            }
             Instruction::Mul { to, a, b, element } => {
-                let (to, a, b) = (registers.chunks(*to), shared(registers, *a), shared(registers, *b));
+                let (to, a, b) = (registers.chunks_mut(*to), registers.chunks(*a), registers.chunks(*b));
                 with_rounding!(*element, R => ops::mul::<S, R>(to, a, b));
             }
+            Instruction::MulScalar { to, from, factor, element } => {
+                let (to, x) = (registers.chunks_mut(*to), registers.chunks(*from));
+                with_rounding!(*element, R => ops::mul_scalar::<S, R>(to, x, *factor));
+            }
+            Instruction::AddScalar { to, from, term, element } => {
+                let (to, x) = (registers.chunks_mut(*to), registers.chunks(*from));
+                with_rounding!(*element, R => ops::add_scalar::<S, R>(to, x, *term));
+            }
+            Instruction::Move { to, from, movement } => movement.run(registers.row(*from), registers.row_mut(*to)),
         }
     }
-}
-
-/// The whole chunks of an operand, which another operand may be too.
-///
-/// # Safety
-/// As [`Registers::row`], with shared borrows allowed.
-#[inline(always)]
-unsafe fn shared(registers: &Registers, register: Register) -> &[f32] {
-    let width = register.width.next_multiple_of(LANES);
-    // SAFETY: registers are padded to whole chunks.
-    unsafe { std::slice::from_raw_parts(registers.0.add(register.offset), width) }
 }
 
 /// Reads the row of a table that an index names.

@@ -1,6 +1,7 @@
 //! Row operations on rows of single-precision registers. Each rounds its result to the storage type where the op ends.
 //!
-//! Registers are whole chunks of sixteen lanes, and the lanes after a row's end are zero or the function of zero.
+//! Registers are whole chunks of sixteen lanes. Elementwise operations run over all of them; whatever is in the lanes after
+//! a row's end, no sum and no store looks at it.
 
 use super::math::{Chunk, Rounding, silu, sum};
 use crate::simd::{LANES, Simd};
@@ -8,6 +9,11 @@ use crate::simd::{LANES, Simd};
 #[inline(always)]
 fn plus(a: f32, b: f32) -> f32 {
     a + b
+}
+
+#[inline(always)]
+fn minus(a: f32, b: f32) -> f32 {
+    a - b
 }
 
 #[inline(always)]
@@ -44,6 +50,12 @@ pub(super) fn add<S: Simd, R: Rounding>(to: &mut [f32], a: &[f32], b: &[f32]) {
     zip::<S, R>(to, a, b, plus);
 }
 
+/// `a − b`.
+#[inline(always)]
+pub(super) fn sub<S: Simd, R: Rounding>(to: &mut [f32], a: &[f32], b: &[f32]) {
+    zip::<S, R>(to, a, b, minus);
+}
+
 /// `a · b`.
 #[inline(always)]
 pub(super) fn mul<S: Simd, R: Rounding>(to: &mut [f32], a: &[f32], b: &[f32]) {
@@ -54,6 +66,30 @@ pub(super) fn mul<S: Simd, R: Rounding>(to: &mut [f32], a: &[f32], b: &[f32]) {
 #[inline(always)]
 pub(super) fn silu_row<S: Simd, R: Rounding>(to: &mut [f32], x: &[f32]) {
     map::<S, R>(to, x, silu);
+}
+
+/// `x · factor`.
+#[inline(always)]
+pub(super) fn mul_scalar<S: Simd, R: Rounding>(to: &mut [f32], x: &[f32], factor: f32) {
+    for (to, x) in to.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
+        let mut chunk: Chunk = [0.0; LANES];
+        for lane in 0..LANES {
+            chunk[lane] = x[lane] * factor;
+        }
+        *to = R::round::<S>(chunk);
+    }
+}
+
+/// `x + term`.
+#[inline(always)]
+pub(super) fn add_scalar<S: Simd, R: Rounding>(to: &mut [f32], x: &[f32], term: f32) {
+    for (to, x) in to.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
+        let mut chunk: Chunk = [0.0; LANES];
+        for lane in 0..LANES {
+            chunk[lane] = x[lane] + term;
+        }
+        *to = R::round::<S>(chunk);
+    }
 }
 
 /// x in another type.
@@ -74,28 +110,45 @@ pub(super) fn quantize<S: Simd, R: Rounding>(to: &mut [f32], x: &[f32], scale: f
     }
 }
 
-/// `round(round(x · rsqrt(mean(x²) + epsilon)) · weight)` over a row of `width` numbers (Zhang and Sennrich, 2019).
+/// `round(round(x · rsqrt(mean(x²) + epsilon)) · weight)` over every run of `width` numbers, a row or a head (Zhang and
+/// Sennrich, 2019). Lanes are counted from the begin of the run, so a head has the bits of a row of its width. `weight` is
+/// whole chunks.
 #[inline(always)]
 pub(super) fn rms_norm<S: Simd, R: Rounding>(to: &mut [f32], x: &[f32], weight: &[f32], width: usize, epsilon: f32) {
-    let mut squares: Chunk = [0.0; LANES];
-    for x in x.as_chunks::<LANES>().0 {
-        for lane in 0..LANES {
-            squares[lane] += x[lane] * x[lane];
+    let weight = weight.as_chunks::<LANES>().0;
+    for (to, x) in to.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        let mut end: Chunk = [0.0; LANES];
+        end[..rest.len()].copy_from_slice(rest);
+        let mut squares: Chunk = [0.0; LANES];
+        for x in chunks.iter().chain(std::iter::once(&end)) {
+            for lane in 0..LANES {
+                squares[lane] += x[lane] * x[lane];
+            }
+        }
+        let inverse = 1.0 / (sum(squares) / width as f32 + epsilon).sqrt();
+        let (to, to_rest) = to.as_chunks_mut::<LANES>();
+        for (to, (x, weight)) in to.iter_mut().zip(chunks.iter().zip(weight)) {
+            *to = scaled::<S, R>(x, inverse, weight);
+        }
+        if let Some(weight) = weight.get(chunks.len()) {
+            to_rest.copy_from_slice(&scaled::<S, R>(&end, inverse, weight)[..rest.len()]);
         }
     }
-    let inverse = 1.0 / (sum(squares) / width as f32 + epsilon).sqrt();
-    let inputs = x.as_chunks::<LANES>().0.iter().zip(weight.as_chunks::<LANES>().0);
-    for (to, (x, weight)) in to.as_chunks_mut::<LANES>().0.iter_mut().zip(inputs) {
-        let mut chunk: Chunk = [0.0; LANES];
-        for lane in 0..LANES {
-            chunk[lane] = x[lane] * inverse;
-        }
-        chunk = R::round::<S>(chunk);
-        for lane in 0..LANES {
-            chunk[lane] *= weight[lane];
-        }
-        *to = R::round::<S>(chunk);
+}
+
+/// `round(round(x · inverse) · weight)`.
+#[inline(always)]
+fn scaled<S: Simd, R: Rounding>(x: &Chunk, inverse: f32, weight: &Chunk) -> Chunk {
+    let mut chunk: Chunk = [0.0; LANES];
+    for lane in 0..LANES {
+        chunk[lane] = x[lane] * inverse;
     }
+    chunk = R::round::<S>(chunk);
+    for lane in 0..LANES {
+        chunk[lane] *= weight[lane];
+    }
+    R::round::<S>(chunk)
 }
 
 /// The cosines, then the sines, of `position · frequency`, times `scaling`. The product is rounded to single precision
