@@ -9,6 +9,7 @@ use allotrope_graph::{
     DType, Definition, Graph, Input, KvCacheType, Sizes, StepInputs, TensorType, ValueId, ValueType,
 };
 use allotrope_runtime::device::{CacheLayout, DeviceError};
+use std::ops::Range;
 
 /// What [`allotrope_runtime::device::Device::allocate`] allocates.
 pub(super) struct Memory {
@@ -66,6 +67,12 @@ impl Memory {
     /// Where a value is in the arena, if it is there.
     pub(super) fn offset(&self, value: ValueId) -> Option<usize> {
         self.plan.offsets.get(value.index()).copied().flatten()
+    }
+
+    /// The bytes of the arena that a value has, if it is there.
+    pub(super) fn range(&self, value: ValueId) -> Option<Range<usize>> {
+        let (offset, tensor) = (self.offset(value)?, self.types.get(value.index())?.as_ref()?);
+        Some(offset..offset.checked_add(tensor.bytes(&self.plan.limits)?)?)
     }
 
     /// The address of a value in the arena, if it is there with the given type.

@@ -1,11 +1,15 @@
 //! The CPU as a device of the runtime: groups become phases, a launch is one dispatch of the thread team, a recording
 //! is one dispatch for many launches.
 
+mod describe;
 mod facts;
 mod lower;
 mod memory;
+mod operands;
 mod phase;
+mod rows;
 mod schedule;
+mod steps;
 mod target;
 mod weights;
 
@@ -148,7 +152,7 @@ impl Device for CpuDevice {
     }
 
     fn workspace(&self, graph: &Graph, group: usize) -> Vec<ValueId> {
-        graph.groups().get(group).map_or_else(Vec::new, |group| schedule::crossing_values(graph, &group.ops))
+        graph.groups().get(group).map_or_else(Vec::new, |group| schedule::workspace_values(graph, &group.ops))
     }
 
     fn load_weights(&mut self, graph: &Graph, source: Arc<dyn WeightSource>, repack: bool) -> Result<(), DeviceError> {
@@ -163,13 +167,17 @@ impl Device for CpuDevice {
         Ok(())
     }
 
+    fn describe(&self, graph: &Graph, group: usize) -> String {
+        describe::describe(graph, group)
+    }
+
     fn prepare(&mut self, graph: &Graph, group: usize) -> Result<CpuKernel, DeviceError> {
         let ops = graph.groups().get(group).map(|group| group.ops.as_slice());
         let ops = ops.ok_or_else(|| internal(format!("the graph has no group {group}")))?;
         CpuTarget.accepts(graph, ops).map_err(internal)?;
         let weights = self.weights.as_ref().ok_or_else(|| internal("no weights were loaded yet".to_owned()))?;
         let lowering = Lowering { graph, memory: self.memory()?, weights, isa: self.isa };
-        let phases = lowering.phases(ops)?;
+        let phases = lowering.phases(group)?;
         for phase in &phases {
             let bytes = self.scratch_bytes(&phase.work)?;
             self.workspace.reserve(self.team.threads(), bytes).map_err(environment)?;

@@ -50,14 +50,16 @@ fn greedy(graph: &Graph, ops: &[OpId], order: [PhaseKind; 3]) -> Vec<PhaseOps> {
     phases
 }
 
-/// The open ops of a kind that can run now. Row operations may depend on each other within a phase.
+/// The open ops of a kind that can run now. Row operations may depend on each other within a phase, as far as they read
+/// the row that they compute; other rows are there when the phase is over.
 fn ready(graph: &Graph, open: &[OpId], kind: PhaseKind) -> Vec<OpId> {
     let mut chosen: Vec<OpId> = Vec::new();
     for op in open.iter().filter(|op| kind_of(&graph.op(**op).kind) == kind) {
+        let by_rows = kind == PhaseKind::Rows && !matches!(graph.op(*op).kind, OpKind::SelectRows);
         let waits = graph.op(*op).inputs.iter().any(|input| {
-            graph.producer(*input).is_some_and(|producer| {
-                open.contains(&producer) && !(kind == PhaseKind::Rows && chosen.contains(&producer))
-            })
+            graph
+                .producer(*input)
+                .is_some_and(|producer| open.contains(&producer) && !(by_rows && chosen.contains(&producer)))
         });
         if !waits {
             chosen.push(*op);
@@ -69,16 +71,20 @@ fn ready(graph: &Graph, open: &[OpId], kind: PhaseKind) -> Vec<OpId> {
     chosen
 }
 
-/// The tensors that a group's phases hand to later phases of the group.
-pub(crate) fn crossing_values(graph: &Graph, ops: &[OpId]) -> Vec<ValueId> {
+/// The tensors that a group needs memory for while it runs: those that a phase hands to a later one, and all results of
+/// projections and attention, which have no registers to leave in what nothing reads.
+pub(crate) fn workspace_values(graph: &Graph, ops: &[OpId]) -> Vec<ValueId> {
     let phases = schedule(graph, ops);
     let phase_of = |op: OpId| phases.iter().position(|phase| phase.ops.contains(&op));
-    let mut values = Vec::new();
-    for op in ops {
-        for &input in &graph.op(*op).inputs {
-            let from = graph.producer(input).and_then(phase_of);
-            let crosses = from.is_some() && from != phase_of(*op) && graph.tensor_type(input).is_some();
-            if crosses && !values.contains(&input) {
+    let mut values: Vec<ValueId> = Vec::new();
+    for op in ops.iter().map(|op| graph.op(*op)) {
+        if kind_of(&op.kind) != PhaseKind::Rows {
+            values.push(op.output);
+        }
+        for &input in &op.inputs {
+            let Some(producer) = graph.producer(input).filter(|producer| ops.contains(producer)) else { continue };
+            let crosses = phase_of(producer) != graph.producer(op.output).and_then(phase_of);
+            if crosses && graph.tensor_type(input).is_some() && !values.contains(&input) {
                 values.push(input);
             }
         }
