@@ -10,7 +10,8 @@ use allotrope_cpu_runtime::{
 };
 use allotrope_graph::memory::plan_memory;
 use allotrope_graph::{
-    DType, Dim, Graph, Input, KvCacheType, OpKind, Sizes, StepInputs, TensorType, ValueId, WeightData, WeightSource,
+    DType, Dim, Graph, Input, KvCacheType, OpId, OpKind, Sizes, StepInputs, TensorType, ValueId, WeightData,
+    WeightSource,
 };
 use allotrope_runtime::device::{CacheLayout, Device};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -134,7 +135,7 @@ fn bench_group(criterion: &mut Criterion, name: &str, graph: &Graph, inputs: &St
     }
     let mut device = CpuDevice::new(available_threads(), Isa::detect()).unwrap();
     let workspace: Vec<_> = (0..graph.groups().len()).map(|group| device.workspace(graph, group)).collect();
-    let plan = plan_memory(graph, &workspace, inputs.sizes(), device.alignment()).unwrap();
+    let plan = plan_memory(graph, device.target(), &workspace, inputs.sizes(), device.alignment()).unwrap();
     device.load_weights(graph, Arc::new(Tensors(tensors)), false).unwrap();
     device.allocate(graph, &plan, CacheLayout { blocks: 256, block_size: 16 }).unwrap();
     device.write_inputs(inputs).unwrap();
@@ -198,7 +199,7 @@ fn row_groups(criterion: &mut Criterion) {
     let sum = graph.push("sum", OpKind::Add, &[a, b]).unwrap();
     let weight = graph.weight("norm", TensorType::vector(DType::Bf16, Dim::Static(width)));
     let normed = graph.push("normed", OpKind::RmsNorm { epsilon: 1e-5 }, &[sum, weight]).unwrap();
-    graph.merge(&[2, 3]).unwrap();
+    graph.regroup(&[OpId(2), OpId(3)]).unwrap();
     graph.add_output(sum);
     graph.add_output(normed);
     for rows in [1, 512] {
@@ -210,7 +211,7 @@ fn row_groups(criterion: &mut Criterion) {
     let (gate, up) = (rows_of(&mut graph, "gate", width), rows_of(&mut graph, "up", width));
     let silu = graph.push("silu", OpKind::Silu, &[gate]).unwrap();
     let product = graph.push("product", OpKind::Mul, &[silu, up]).unwrap();
-    graph.merge(&[2, 3]).unwrap();
+    graph.regroup(&[OpId(2), OpId(3)]).unwrap();
     graph.add_output(product);
     for rows in [1, 512] {
         let throughput = Throughput::Elements((rows * width) as u64);

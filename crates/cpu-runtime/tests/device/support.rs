@@ -1,11 +1,11 @@
 //! Graphs, weights, batches and a runner for the device tests.
 
-use allotrope_cpu_runtime::{CpuDevice, CpuKernel, Isa};
+use allotrope_cpu_runtime::{CpuDevice, CpuKernel, CpuTarget, Isa};
 use allotrope_graph::evaluate::{ReferenceCache, evaluate};
 use allotrope_graph::memory::plan_memory;
 use allotrope_graph::{
-    DType, Definition, Dim, Graph, Input, KvCacheType, OpId, OpKind, Sizes, StepInputs, TensorType, ValueId, ValueType,
-    WeightData, WeightSource,
+    DType, Definition, Dim, Graph, Input, KvCacheType, OpId, OpKind, Sizes, StepInputs, Target, TensorType, ValueId,
+    ValueType, WeightData, WeightSource,
 };
 use allotrope_runtime::device::{CacheLayout, Device, DeviceError};
 use rand::{RngExt, SeedableRng};
@@ -91,8 +91,36 @@ pub(crate) struct Runner {
     pub(crate) device: CpuDevice,
     /// Whether steps run as one recording.
     pub(crate) record: bool,
+    /// Results that the memory plan puts in the place of operands.
+    pub(crate) in_place: usize,
     kernels: Vec<CpuKernel>,
-    output: ValueId,
+    outputs: Vec<ValueId>,
+}
+
+/// What runs a graph, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Setup<'a> {
+    /// What the memory plan asks.
+    pub(crate) target: &'a dyn Target,
+    pub(crate) isa: Isa,
+    pub(crate) threads: usize,
+    pub(crate) repack: bool,
+    pub(crate) block_size: usize,
+}
+
+/// The CPU, asked by a memory plan with another answer to what may be overwritten.
+pub(crate) struct Overwriting(pub(crate) bool);
+
+impl Target for Overwriting {
+    fn name(&self) -> &str {
+        "cpu"
+    }
+    fn accepts(&self, graph: &Graph, ops: &[OpId]) -> Result<(), String> {
+        CpuTarget.accepts(graph, ops)
+    }
+    fn may_overwrite(&self, _: &Graph, _: usize, _: ValueId, _: ValueId) -> bool {
+        self.0
+    }
 }
 
 impl Runner {
@@ -111,7 +139,6 @@ impl Runner {
         Self::try_new(graph, weights, isa, threads, repack, block_size).unwrap()
     }
 
-    /// Prepares everything and runs a step over garbage, so that no buffer is clean.
     pub(crate) fn try_new(
         graph: &Graph,
         weights: &Weights,
@@ -120,10 +147,16 @@ impl Runner {
         repack: bool,
         block_size: usize,
     ) -> Result<Self, DeviceError> {
+        Self::set_up(graph, weights, Setup { target: &CpuTarget, isa, threads, repack, block_size })
+    }
+
+    /// Prepares everything and runs a step over garbage, so that no buffer is clean.
+    pub(crate) fn set_up(graph: &Graph, weights: &Weights, setup: Setup<'_>) -> Result<Self, DeviceError> {
+        let Setup { target, isa, threads, repack, block_size } = setup;
         let mut device = CpuDevice::new(threads, isa)?;
         let limits = Sizes { tokens: 80, sequences: 8, logit_rows: 80, blocks: 16 };
         let workspace: Vec<_> = (0..graph.groups().len()).map(|group| device.workspace(graph, group)).collect();
-        let plan = plan_memory(graph, &workspace, limits, device.alignment()).unwrap();
+        let plan = plan_memory(graph, target, &workspace, limits, device.alignment()).unwrap();
         let mut poisoned = weights.clone();
         for (dtype, _, bytes) in poisoned.0.values_mut() {
             let nan = encode(*dtype, f32::NAN);
@@ -132,7 +165,8 @@ impl Runner {
         // Memory outlives the weights, so a step with weights of NaN leaves NaN in all of it.
         device.load_weights(graph, Arc::new(poisoned), false)?;
         device.allocate(graph, &plan, CacheLayout { blocks: BLOCKS, block_size })?;
-        let mut runner = Self { device, record: false, kernels: Vec::new(), output: graph.outputs()[0] };
+        let outputs = graph.outputs().to_vec();
+        let mut runner = Self { device, record: false, in_place: plan.in_place.len(), kernels: Vec::new(), outputs };
         runner.prepare(graph)?;
         let mut garbage = plain_inputs(vec![0; 80]);
         garbage.slots = (0..80).map(|slot| slot % (BLOCKS * block_size) as i32).collect();
@@ -151,7 +185,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Runs a step and gives the output.
+    /// Runs a step and gives the outputs, one after the other.
     pub(crate) fn step(&mut self, inputs: &StepInputs) -> Vec<f32> {
         let sizes = inputs.sizes();
         self.device.write_inputs(inputs).unwrap();
@@ -165,7 +199,20 @@ impl Runner {
                 self.device.launch(kernel, &sizes).unwrap();
             }
         }
-        self.device.read_output(self.output, &sizes).unwrap().to_vec()
+        let mut values = Vec::new();
+        for output in self.outputs.clone() {
+            values.extend(self.device.read_output(output, &sizes).unwrap());
+        }
+        values
+    }
+}
+
+/// A unit in the last place of numbers from 1 to 2.
+pub(crate) fn unit(dtype: DType) -> f64 {
+    match dtype {
+        DType::Bf16 => 2f64.powi(-8),
+        DType::F16 => 2f64.powi(-11),
+        _ => 2f64.powi(-23),
     }
 }
 
@@ -249,7 +296,7 @@ pub(crate) fn reference_caches(graph: &Graph, block_size: usize) -> Vec<Referenc
     types.map(|ty| ReferenceCache::new(ty, BLOCKS * block_size)).collect()
 }
 
-/// The reference's output of a step.
+/// The reference's outputs of a step, one after the other.
 pub(crate) fn reference_step(
     graph: &Graph,
     weights: &Weights,
@@ -258,7 +305,7 @@ pub(crate) fn reference_step(
     block_size: usize,
 ) -> Vec<f32> {
     let evaluation = evaluate(graph, weights, inputs, caches, block_size).unwrap();
-    evaluation.tensor(graph.outputs()[0]).unwrap().to_vec()
+    graph.outputs().iter().flat_map(|output| evaluation.tensor(*output).unwrap().to_vec()).collect()
 }
 
 /// Queries, keys and values from tables, written to a cache and attended to.
@@ -285,6 +332,16 @@ fn attend(graph: &mut Graph, name: &str, [q, k, v]: [ValueId; 3], state: ValueId
     let tables = graph.input(Input::BlockTables);
     let kind = OpKind::Attention { heads, scale };
     graph.push(name, kind, &[q, written, positions, sequences, tables]).unwrap()
+}
+
+/// The bits of numbers.
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// The reference's outputs of a step without KV caches.
+pub(crate) fn reference(graph: &Graph, weights: &Weights, inputs: &StepInputs) -> Vec<f32> {
+    reference_step(graph, weights, inputs, &mut [], 1)
 }
 
 /// A decoder of two layers with tied embeddings, biases on the queries, and odd sizes; with `quantized`, FP8
@@ -347,8 +404,6 @@ pub(crate) fn decoder(dtype: DType, quantized: bool) -> Graph {
 
 /// The graph with every op by itself, with all passes applied, and with random groups that the target takes.
 pub(crate) fn groupings(random: &mut ChaCha8Rng, graph: &Graph) -> Vec<(String, Graph)> {
-    use allotrope_cpu_runtime::CpuTarget;
-    use allotrope_graph::Target;
     let mut all = vec![("flat".to_string(), graph.clone())];
     for number in 0..3 {
         let mut grouped = graph.clone();
@@ -361,7 +416,8 @@ pub(crate) fn groupings(random: &mut ChaCha8Rng, graph: &Graph) -> Vec<(String, 
             ops.sort_unstable();
             ops.dedup();
             if CpuTarget.accepts(&grouped, &ops).is_ok() {
-                grouped.merge(&[first, second]);
+                // What would make a cycle stays as it is.
+                let _ = grouped.regroup(&ops);
             }
         }
         assert!(grouped.groups().len() < graph.groups().len());

@@ -2,150 +2,17 @@
 //! weight layout and the groups, the bits are the same.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests")]
 
+mod chains;
+mod describe;
+mod in_place;
+mod row_ops;
 mod support;
+mod target;
 
 use allotrope_cpu_runtime::Isa;
-use allotrope_graph::{DType, Dim, Graph, Input, KvCacheType, OpId, OpKind, StepInputs, TensorType, ValueId};
+use allotrope_graph::DType;
 use rand::RngExt;
 use support::*;
-
-/// A graph of one op over rows of embeddings, with the result cast to f32.
-fn one_op(dtype: DType, width: usize, build: impl Fn(&mut Graph, ValueId, ValueId) -> ValueId) -> Graph {
-    let mut graph = Graph::new();
-    let ids = graph.input(Input::TokenIds);
-    let positions = graph.input(Input::Positions);
-    let table = graph.weight("a", TensorType::new(dtype, [Dim::Static(VOCABULARY), Dim::Static(width)]));
-    let other = graph.weight("b", TensorType::new(dtype, [Dim::Static(VOCABULARY), Dim::Static(width)]));
-    let x = graph.push("x", OpKind::Embedding, &[table, ids]).unwrap();
-    let y = graph.push("y", OpKind::Embedding, &[other, positions]).unwrap();
-    let result = build(&mut graph, x, y);
-    let output = graph.push("output", OpKind::Cast { to: DType::F32 }, &[result]).unwrap();
-    graph.add_output(output);
-    graph
-}
-
-fn vector(graph: &mut Graph, name: &str, dtype: DType, width: usize) -> ValueId {
-    graph.weight(name, TensorType::vector(dtype, Dim::Static(width)))
-}
-
-type Build = fn(&mut Graph, ValueId, ValueId) -> ValueId;
-
-/// Row ops with the error that they may have against the reference: units in the last place of the result's type.
-const ROW_OPS: [(&str, Build, f64); 8] = [
-    ("add", |g, x, y| g.push("op", OpKind::Add, &[x, y]).unwrap(), 0.0),
-    ("mul", |g, x, y| g.push("op", OpKind::Mul, &[x, y]).unwrap(), 0.0),
-    (
-        "add_vector",
-        |g, x, _| {
-            let tensor = g.tensor_type(x).unwrap().clone();
-            let bias = vector(g, "bias", tensor.dtype, tensor.width().unwrap());
-            g.push("op", OpKind::Add, &[x, bias]).unwrap()
-        },
-        0.0,
-    ),
-    ("silu", |g, x, _| g.push("op", OpKind::Silu, &[x]).unwrap(), 3.0),
-    (
-        "rms_norm",
-        |g, x, _| {
-            let tensor = g.tensor_type(x).unwrap().clone();
-            let weight = vector(g, "norm", tensor.dtype, tensor.width().unwrap());
-            g.push("op", OpKind::RmsNorm { epsilon: 1e-5 }, &[x, weight]).unwrap()
-        },
-        6.0,
-    ),
-    ("quantize", |g, x, _| g.push("op", OpKind::Quantize { scale: 0.003 }, &[x]).unwrap(), 0.0),
-    ("cast", |g, x, _| g.push("op", OpKind::Cast { to: DType::F16 }, &[x]).unwrap(), 0.0),
-    (
-        "rope",
-        |g, x, _| {
-            let positions = g.input(Input::Positions);
-            let frequencies: Vec<f32> = vec![1.0, 0.31, 0.011];
-            let kind = OpKind::RopeAngles { inverse_frequencies: frequencies.into(), attention_scaling: 1.1 };
-            let angles = g.push("angles", kind, &[positions]).unwrap();
-            let heads = g.tensor_type(x).unwrap().width().unwrap() / 6;
-            g.push("op", OpKind::Rope { heads }, &[x, angles]).unwrap()
-        },
-        0.0,
-    ),
-];
-
-#[test]
-fn row_ops_agree_with_the_reference_and_across_paths() {
-    let mut random = random();
-    for dtype in [DType::Bf16, DType::F16, DType::F32] {
-        for width in [6, 18, 48, 222] {
-            for (name, build, ulps) in ROW_OPS {
-                let graph = one_op(dtype, width, build);
-                let weights = Weights::random(&mut random, &graph);
-                let inputs = plain_batch(&mut random, 7);
-                let expected = reference(&graph, &weights, &inputs);
-                let mut bits: Option<Vec<u32>> = None;
-                for isa in Isa::available() {
-                    let found = Runner::new(&graph, &weights, isa, 2, false).step(&inputs);
-                    let what = format!("{name} {dtype} {width} {isa}");
-                    let unit = match dtype {
-                        DType::Bf16 => 2f64.powi(-8),
-                        DType::F16 => 2f64.powi(-11),
-                        _ => 2f64.powi(-23),
-                    };
-                    for (index, (f, e)) in found.iter().zip(&expected).enumerate() {
-                        let (f, e) = (f64::from(*f), f64::from(*e));
-                        let tolerance = ulps * unit * e.abs() + if ulps > 0.0 { 1e-7 } else { 0.0 };
-                        assert!((f - e).abs() <= tolerance, "{what}: element {index} is {f}, expected {e}");
-                    }
-                    let found: Vec<u32> = found.iter().map(|value| value.to_bits()).collect();
-                    assert!(
-                        *bits.get_or_insert_with(|| found.clone()) == found,
-                        "{what}: other bits than another path"
-                    );
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn angles_are_accurate_at_long_positions() {
-    let mut graph = Graph::new();
-    let positions = graph.input(Input::Positions);
-    let frequencies: Vec<f32> = (0..32).map(|i| 500_000f32.powf(-(i as f32) / 32.0)).collect();
-    let kind = OpKind::RopeAngles { inverse_frequencies: frequencies.clone().into(), attention_scaling: 1.0 };
-    let output = graph.push("angles", kind, &[positions]).unwrap();
-    graph.add_output(output);
-    let mut random = random();
-    let mut inputs = plain_batch(&mut random, 5);
-    inputs.positions = vec![0, 1, 4095, 131_071, random.random_range(0..131_072)];
-    let found = Runner::new(&graph, &Weights::default(), Isa::detect(), 2, false).step(&inputs);
-    for (row, position) in inputs.positions.iter().enumerate() {
-        for (index, frequency) in frequencies.iter().enumerate() {
-            let phase = f64::from(*position as f32 * frequency);
-            assert_eq!(found[row * 64 + index], phase.cos() as f32);
-            assert_eq!(found[row * 64 + 32 + index], phase.sin() as f32);
-        }
-    }
-}
-
-#[test]
-fn nan_and_infinity_pass_through_row_ops() {
-    let mut random = random();
-    for (name, build, _) in ROW_OPS {
-        let graph = one_op(DType::Bf16, 48, build);
-        let mut weights = Weights::random(&mut random, &graph);
-        for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            weights.set("a", 3 * 48 + 5, special);
-            let mut inputs = plain_batch(&mut random, 2);
-            inputs.token_ids = vec![3, 4];
-            let expected = reference(&graph, &weights, &inputs);
-            for isa in Isa::available() {
-                let found = Runner::new(&graph, &weights, isa, 1, false).step(&inputs);
-                for (index, (f, e)) in found.iter().zip(&expected).enumerate() {
-                    assert_eq!(f.is_nan(), e.is_nan(), "{name} {special} {isa}: element {index}: {f}, expected {e}");
-                    assert_eq!(f.is_infinite(), e.is_infinite(), "{name} {special} {isa}: element {index}: {f}, {e}");
-                }
-            }
-        }
-    }
-}
 
 #[test]
 fn attention_agrees_with_the_reference_over_several_steps() {
@@ -310,36 +177,4 @@ fn weights_that_differ_from_the_graph_are_refused_by_name() {
         let error = Runner::try_new(&graph, &weights, Isa::detect(), 1, true, 4).err().expect("an error").to_string();
         assert!(error.contains("layers.0.k_proj"), "{error}");
     }
-}
-
-#[test]
-fn the_target_refuses_what_mixes_row_counts() {
-    use allotrope_cpu_runtime::CpuTarget;
-    use allotrope_graph::Target;
-    let graph = decoder(DType::Bf16, false);
-    let all: Vec<OpId> = (0..graph.ops().len()).map(|index| OpId(index as u32)).collect();
-    assert!(CpuTarget.accepts(&graph, &all).is_err());
-    for op in &all {
-        CpuTarget.accepts(&graph, &[*op]).unwrap();
-    }
-    let cache = KvCacheType { dtype: DType::F8E4M3, kv_heads: 1, head_dim: 8 };
-    let mut graph = Graph::new();
-    let state = graph.state(0, cache);
-    let ids = graph.input(Input::TokenIds);
-    let table = graph.weight("t", TensorType::new(DType::F8E4M3, [Dim::Static(9), Dim::Static(8)]));
-    let q = graph.push("q", OpKind::Embedding, &[table, ids]).unwrap();
-    let (positions, sequences) = (graph.input(Input::Positions), graph.input(Input::TokenSequences));
-    let tables = graph.input(Input::BlockTables);
-    let kind = OpKind::Attention { heads: 1, scale: 1.0 };
-    graph.push("attention", kind, &[q, state, positions, sequences, tables]).unwrap();
-    let reason = CpuTarget.accepts(&graph, &[OpId(1)]).unwrap_err();
-    assert!(reason.contains("KV cache"), "{reason}");
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
-}
-
-fn reference(graph: &Graph, weights: &Weights, inputs: &StepInputs) -> Vec<f32> {
-    reference_step(graph, weights, inputs, &mut [], 1)
 }
