@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use allotrope_config::{GraphCapture, GraphMode};
 use allotrope_graph::memory::MemoryPlan;
+use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::*;
 use allotrope_runtime::{CacheLayout, Device, DeviceError, Executor, ExecutorError, ExecutorOptions, StartupLedger};
 
@@ -55,6 +56,9 @@ impl Device for Scribe {
     }
     fn allocate(&mut self, _: &Graph, _: &MemoryPlan, _: CacheLayout) -> Result<(), DeviceError> {
         Ok(())
+    }
+    fn describe(&self, _: &Graph, group: usize) -> String {
+        format!("group {group}, written down")
     }
     fn prepare(&mut self, _: &Graph, group: usize) -> Result<usize, DeviceError> {
         Ok(group)
@@ -120,6 +124,7 @@ fn executor(mode: GraphMode, capture: GraphCapture, require_graphs: bool) -> Exe
         capture,
         capture_sizes: vec![1, 2, 4, 8],
         require_graphs,
+        splitting_ops: SplittingOps::default(),
     };
     let mut ledger = StartupLedger::since(Instant::now());
     Executor::build(Scribe::default(), graph(), Arc::new(NoWeights), options, &mut ledger).unwrap()
