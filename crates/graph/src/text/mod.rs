@@ -27,11 +27,13 @@
 //! The same graph always gives the same text, and reading it gives an equal graph.
 
 mod dot;
+mod html;
 mod lexer;
 mod parser;
 mod printer;
 
 pub use dot::dot;
+pub use html::{Stage, page};
 pub use parser::{Diagnostic, ParseError, parse, parse_unverified};
 pub use printer::{Line, Place, lines, print_layer};
 
