@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use allotrope_cpu_runtime::{CpuDevice, Isa};
 use allotrope_engine::{Llm, OptimizationLevel};
+use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::{Sizes, StepInputs};
 use allotrope_model::Checkpoint;
 use allotrope_runtime::{CacheLayout, Executor, ExecutorOptions, StartupLedger};
@@ -13,23 +14,6 @@ use allotrope_runtime::{CacheLayout, Executor, ExecutorOptions, StartupLedger};
 const BLOCK_SIZE: usize = 16;
 /// KV blocks of each sequence.
 const BLOCKS: usize = 8;
-
-/// The inputs of one whole pass over one sequence, all of whose logits are wanted; its KV cache needs
-/// `tokens / block_size`, rounded up, blocks.
-#[must_use]
-pub fn one_sequence(tokens: &[u32], block_size: usize) -> StepInputs {
-    let places: Vec<i32> = (0..tokens.len() as i32).collect();
-    let blocks = tokens.len().div_ceil(block_size);
-    StepInputs {
-        token_ids: tokens.iter().map(|token| *token as i32).collect(),
-        positions: places.clone(),
-        slots: places.clone(),
-        token_sequences: vec![0; tokens.len()],
-        block_tables: (0..blocks as i32).collect(),
-        blocks,
-        logit_rows: places,
-    }
-}
 
 /// Several sequences that run together, each in KV blocks scattered over the cache.
 pub struct BatchRunner {
@@ -60,6 +44,7 @@ impl BatchRunner {
             graph_mode: *settings.compilation.cudagraph_mode,
             capture: *settings.compilation.cudagraph_capture,
             capture_sizes: vec![1, sequences, tokens],
+            splitting_ops: SplittingOps::default(),
             require_graphs: false,
         };
         let device = CpuDevice::new(threads, isa).expect("a device");

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-pub use batch::{BatchRunner, one_sequence};
+pub use batch::BatchRunner;
 
 /// Calls the macro `$tests` with every checkpoint whose numbers are known: `test_name: "checkpoint",` each.
 #[macro_export]

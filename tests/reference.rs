@@ -7,9 +7,9 @@
 use allotrope_cpu_runtime::Isa;
 use allotrope_engine::{Llm, OptimizationLevel};
 use allotrope_graph::evaluate::{ReferenceCache, evaluate};
-use allotrope_graph::{Definition, KvCacheType};
+use allotrope_graph::{Definition, KvCacheType, StepInputs};
 use allotrope_model::Checkpoint;
-use allotrope_tests::{BatchRunner, Reference, assert_close, checkpoint, one_sequence};
+use allotrope_tests::{BatchRunner, Reference, assert_close, checkpoint};
 
 /// How many times the largest error that transformers shows in the stored type is allowed: other orders of summation flip
 /// other roundings, and the largest of many errors varies.
@@ -64,7 +64,7 @@ fn check_evaluator(name: &str) {
         .map(|value| *value.ty.kv_cache().unwrap())
         .collect();
     for (index, prompt) in reference.prompts.iter().enumerate() {
-        let inputs = one_sequence(&prompt.forced(), BLOCK_SIZE);
+        let inputs = StepInputs::one_sequence(&prompt.forced(), BLOCK_SIZE);
         let slots = inputs.blocks * BLOCK_SIZE;
         let mut caches: Vec<_> = states.iter().map(|ty| ReferenceCache::new(ty, slots)).collect();
         let evaluation = evaluate(&graph, &model, &inputs, &mut caches, BLOCK_SIZE).unwrap();

@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "the tasks are terminal programs, and standard output is their result")]
 
 mod bench;
+mod bisect;
 mod docs;
 mod error;
 mod fixtures;
@@ -27,6 +28,8 @@ struct Arguments {
 enum Task {
     /// Compare the optimization levels on a checkpoint: time to ready, speed, launches, memory, and whether the bits agree
     Bench(bench::Options),
+    /// Find the first rewrite of a graph after which the logits have other bits
+    Bisect(bisect::Options),
     /// Write the documentation that is generated from the code, or check that it is current
     Docs(docs::Options),
     /// Make the test checkpoints, their reference logits and the questions again (needs Python with torch and transformers)
@@ -40,6 +43,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Bench(options) => bench::run(&options),
+        Task::Bisect(options) => bisect::run(&options),
         Task::Docs(options) => docs::run(&options),
         Task::Fixtures(options) => fixtures::run(&options),
         Task::Tidy => tidy::run(),

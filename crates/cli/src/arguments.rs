@@ -13,6 +13,7 @@ pub(crate) const GENERATE: &str = "generate";
 pub(crate) const CHAT: &str = "chat";
 pub(crate) const LOGITS: &str = "logits";
 pub(crate) const EXPLAIN: &str = "explain";
+pub(crate) const GRAPH: &str = "graph";
 pub(crate) const SETTINGS: &str = "settings";
 pub(crate) const COMPLETIONS: &str = "completions";
 
@@ -42,6 +43,11 @@ pub(crate) const NEW_TOKENS: &str = "new-tokens";
 
 pub(crate) const ONLY: &str = "only";
 pub(crate) const DIFF: &str = "diff";
+
+pub(crate) const LAYER: &str = "layer";
+pub(crate) const AIR: &str = "air";
+pub(crate) const DOT: &str = "dot";
+pub(crate) const HTML: &str = "html";
 
 pub(crate) const INIT: &str = "init";
 pub(crate) const SCHEMA: &str = "schema";
@@ -79,6 +85,7 @@ pub(crate) fn command() -> Command {
         .subcommand(with_settings(chat()))
         .subcommand(with_settings(logits()))
         .subcommand(with_settings(explain()))
+        .subcommand(with_settings(graph()))
         .subcommand(settings())
         .subcommand(completions())
 }
@@ -230,6 +237,38 @@ fn explain() -> Command {
         )
 }
 
+fn graph() -> Command {
+    Command::new(GRAPH)
+        .about("Prints the graph of a step as it would run: operations, and the launches that they are grouped into")
+        .long_about(
+            "Prints the graph of a step as it would run with the same settings: the operations, and the launches that the \
+             passes grouped them into. -O0 prints it as the model builder wrote it. No weights are loaded.\n\n\
+             docs/ir.md says what each operation does. To keep the graph after every pass as files, use --debug-dump-path.",
+        )
+        .after_help(
+            "Examples:\n  \
+             allotrope graph --model tiny-chat -O2 --layer 1\n  \
+             allotrope graph --model tiny-chat -O2 --format html > passes.html\n  \
+             allotrope graph --model tiny-chat -O1 --layer 0 --format dot | dot -Tsvg > layer.svg",
+        )
+        .arg(model())
+        .arg(
+            Arg::new(LAYER)
+                .long(LAYER)
+                .value_name("N")
+                .value_parser(value_parser!(usize))
+                .help("Only the launches of one decoder layer, from 0"),
+        )
+        .arg(
+            format([AIR, DOT, HTML], AIR)
+                .help("How the graph is printed")
+                .long_help(
+                    "How the graph is printed: air, the text form; dot, for Graphviz; html, a page that shows the graph \
+                     before and after each pass side by side.",
+                ),
+        )
+}
+
 fn settings() -> Command {
     Command::new(SETTINGS)
         .about("Lists all settings, begins a settings file, or prints a JSON Schema")
@@ -296,7 +335,7 @@ fn quiet(help: &'static str) -> Arg {
     Arg::new(QUIET).long(QUIET).short('q').action(ArgAction::SetTrue).help(help)
 }
 
-fn format(values: [&'static str; 2], default: &'static str) -> Arg {
+fn format<const N: usize>(values: [&'static str; N], default: &'static str) -> Arg {
     Arg::new(FORMAT)
         .long(FORMAT)
         .value_name("FORMAT")

@@ -30,8 +30,10 @@ pub struct PassLine {
     pub setting: String,
     /// How often it matched on this model, if it ran.
     pub matches: Option<usize>,
-    /// Anything to add, such as why it could not match.
+    /// Anything to add, such as what is left after it.
     pub note: Option<String>,
+    /// What looked like a match and was left alone, with the reason.
+    pub left_alone: Vec<String>,
 }
 
 /// Explains every setting, or those of the group `only`, and every pass that belongs to them.
@@ -109,6 +111,7 @@ fn json_of(rows: &[Row], passes: &[&PassLine], on: &dyn Fn(&PassLine) -> Option<
                 "reason": row.and_then(|row| row.reason),
                 "matches": pass.matches,
                 "note": pass.note,
+                "left_alone": pass.left_alone,
             })
         })
         .collect();
@@ -167,6 +170,9 @@ fn text_of(rows: &[Row], passes: &[&PassLine], on: &dyn Fn(&PassLine) -> Option<
             let _ = write!(why, "; {note}");
         }
         table.row([pass.name.clone(), if is_on { "on" } else { "off" }.to_owned(), matches, why]);
+        for reason in &pass.left_alone {
+            table.remark(format!("    left alone: {reason}"));
+        }
     }
     table.write(&mut text, style);
     text
@@ -185,6 +191,8 @@ impl Style {
 
 enum Line<const COLUMNS: usize> {
     Heading(String),
+    /// A line that belongs to the row above it and keeps to no column.
+    Remark(String),
     Cells([String; COLUMNS]),
 }
 
@@ -201,6 +209,10 @@ impl<const COLUMNS: usize> Table<COLUMNS> {
 
     fn heading(&mut self, heading: String) {
         self.lines.push(Line::Heading(heading));
+    }
+
+    fn remark(&mut self, text: String) {
+        self.lines.push(Line::Remark(text));
     }
 
     fn row(&mut self, cells: [String; COLUMNS]) {
@@ -228,6 +240,9 @@ impl<const COLUMNS: usize> Table<COLUMNS> {
             match line {
                 Line::Heading(heading) => {
                     let _ = writeln!(text, "\n{}", style.strong(heading));
+                }
+                Line::Remark(remark) => {
+                    let _ = writeln!(text, "{remark}");
                 }
                 Line::Cells(cells) => {
                     let cells: Vec<&str> = cells.iter().map(String::as_str).collect();

@@ -119,7 +119,7 @@ fn source() -> Json {
 fn pass() -> Json {
     json!({
         "type": "object",
-        "required": ["name", "setting", "on", "source", "reason", "matches", "note"],
+        "required": ["name", "setting", "on", "source", "reason", "matches", "note", "left_alone"],
         "additionalProperties": false,
         "properties": {
             "name": { "type": "string" },
@@ -129,6 +129,7 @@ fn pass() -> Json {
             "reason": { "type": ["string", "null"] },
             "matches": { "type": ["integer", "null"], "minimum": 0 },
             "note": { "type": ["string", "null"] },
+            "left_alone": { "type": "array", "items": { "type": "string" } },
         }
     })
 }

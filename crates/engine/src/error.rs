@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use allotrope_config::SettingsError;
+use allotrope_graph::memory::MemoryPlanError;
+use allotrope_graph::partition::UnknownOp;
 use allotrope_graph::verify::VerifyError;
 use allotrope_model::ModelError;
 use allotrope_runtime::{DeviceError, ExecutorError};
@@ -30,6 +32,25 @@ pub enum EngineError {
     /// The graph is malformed: a bug in Allotrope.
     #[error(transparent)]
     Graph(#[from] VerifyError),
+    /// A splitting operation that there is none of.
+    #[error("compilation.splitting_ops ({origin}): {error}")]
+    SplittingOps {
+        /// Which name, and the nearest right one.
+        error: UnknownOp,
+        /// Where the setting comes from.
+        origin: String,
+    },
+    /// A buffer of the step is too large.
+    #[error(transparent)]
+    Memory(#[from] MemoryPlanError),
+    /// The dump can't be written.
+    #[error("compilation.debug_dump_path: writing {path}: {error}", path = .path.display())]
+    Dump {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
     /// The request can't be answered with this model and these settings.
     #[error("{0}")]
     Request(String),
@@ -43,7 +64,7 @@ impl EngineError {
     pub fn is_usage(&self) -> bool {
         match self {
             EngineError::Settings(error) => error.is_usage(),
-            EngineError::Sampling(_) => true,
+            EngineError::Sampling(_) | EngineError::SplittingOps { .. } => true,
             _ => false,
         }
     }

@@ -12,6 +12,7 @@
 
 mod answer;
 mod block_pool;
+mod dump;
 mod engine_core;
 mod error;
 mod llm;
@@ -23,6 +24,8 @@ mod scheduler;
 mod stream;
 
 pub use allotrope_config::OptimizationLevel;
+pub use allotrope_graph as graph;
+pub use allotrope_graph::memory::MemoryPlan;
 pub use allotrope_model::Message;
 
 pub use engine_core::Throughput;

@@ -91,7 +91,6 @@ impl LlmBuilder {
             tokenizer,
             template,
             settings: parts.settings,
-            passes: parts.passes,
             weight_bytes,
             startup: ledger.finish(),
         })
@@ -132,7 +131,6 @@ pub struct Llm {
     /// Kept as it was found: a broken template hurts only those who use it.
     template: Result<ChatTemplate, ModelError>,
     settings: Settings,
-    passes: Vec<PassReport>,
     weight_bytes: u64,
     startup: StartupReport,
 }
@@ -298,7 +296,7 @@ impl Llm {
 
     /// What every pass did.
     pub fn passes(&self) -> &[PassReport] {
-        &self.passes
+        self.core.executor().graph().history()
     }
 
     /// The phases of the start and their times.

@@ -2,23 +2,30 @@
 
 use std::path::Path;
 
-use allotrope_config::{ActivationQuantization, CompilationMode, ModelFacts, Options, Settings, resolve};
+use allotrope_config::{
+    ActivationQuantization, CompilationMode, ModelFacts, OptimizationLevel, Options, PassLine, Settings, resolve,
+};
 use allotrope_cpu_runtime::{CpuDevice, Isa};
-use allotrope_graph::partition::partition;
-use allotrope_graph::passes::{PassReport, optimize};
+use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
+use allotrope_graph::partition::{SplittingOps, partition};
+use allotrope_graph::passes::{Fuel, PIPELINE, Pass, PassReport, run_passes};
+use allotrope_graph::schedule::{ScheduleReport, schedule};
+use allotrope_graph::verify::VerifyError;
 use allotrope_graph::{Definition, Graph, OpKind, Sizes};
 use allotrope_model::Checkpoint;
 use allotrope_runtime::{CacheLayout, Device, ExecutorOptions, StartupLedger};
 
+use crate::dump;
 use crate::error::EngineError;
 
 /// What a run will do, and why.
 pub struct Plan {
     checkpoint: Checkpoint,
     settings: Settings,
+    as_built: Graph,
     graph: Graph,
-    passes: Vec<PassReport>,
-    launches_as_built: usize,
+    schedule: ScheduleReport,
+    splitting_ops: SplittingOps,
     device: CpuDevice,
 }
 
@@ -27,25 +34,34 @@ pub(crate) struct PlanParts {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) settings: Settings,
     pub(crate) graph: Graph,
-    pub(crate) passes: Vec<PassReport>,
     pub(crate) device: CpuDevice,
 }
 
 impl Plan {
-    /// Opens the checkpoint, resolves `options` for it and for this machine, and runs the passes.
+    /// Opens the checkpoint, resolves `options` for it and for this machine, runs the passes, and dumps what they did if
+    /// that is asked for.
     pub(crate) fn new(folder: &Path, options: &Options, ledger: &mut StartupLedger) -> Result<Self, EngineError> {
         let checkpoint = ledger.phase("open checkpoint", || Checkpoint::open(folder))?;
-        let mut graph = ledger.phase("build graph", || checkpoint.graph())?;
+        let as_built = ledger.phase("build graph", || checkpoint.graph())?;
         let settings = ledger.phase("resolve settings", || {
-            resolve(options, &model_facts(&checkpoint, &graph), &allotrope_cpu_runtime::facts())
+            resolve(options, &model_facts(&checkpoint, &as_built), &allotrope_cpu_runtime::facts())
         })?;
+        let splitting_ops = splitting_ops(&settings)?;
         let device = ledger.phase("open device", || CpuDevice::new(*settings.cpu.threads, Isa::detect()))?;
-        let launches_as_built = graph.groups().len();
-        let compile = *settings.compilation.mode == CompilationMode::Compile;
-        let passes = ledger.phase("run passes", || {
-            optimize(&mut graph, &settings.compilation.pass_config, compile, device.target())
+        let mut graph = as_built.clone();
+        let mut plan_schedule = ScheduleReport::default();
+        ledger.phase("run passes", || {
+            compile(&mut graph, &settings, &device, &mut |_, _| {})?;
+            if is_compiled(&settings) && settings.compilation.fuel.is_none() {
+                plan_schedule = schedule(&mut graph, &limits(&settings), &splitting_ops);
+            }
+            Ok::<(), EngineError>(())
         })?;
-        Ok(Plan { checkpoint, settings, graph, passes, launches_as_built, device })
+        let plan = Plan { checkpoint, settings, as_built, graph, schedule: plan_schedule, splitting_ops, device };
+        if let Some(folder) = &*plan.settings.compilation.debug_dump_path {
+            ledger.phase("write dump", || dump::write(&plan, folder))?;
+        }
+        Ok(plan)
     }
 
     /// The resolved settings, each with its source and reason.
@@ -55,7 +71,33 @@ impl Plan {
 
     /// What every pass did.
     pub fn passes(&self) -> &[PassReport] {
-        &self.passes
+        self.graph.history()
+    }
+
+    /// What every pass did, as `explain` shows it: with its time if `timed`, without where texts must not differ from run
+    /// to run.
+    pub fn pass_lines(&self, timed: bool) -> Vec<PassLine> {
+        let lines = self.passes().iter().map(|report| {
+            let launches = report.enabled.then(|| match timed {
+                true => format!("{} launches after it, {:.2} ms", report.launches, report.time.as_secs_f64() * 1e3),
+                false => format!("{} launches after it", report.launches),
+            });
+            let dry = (report.enabled && report.out_of_fuel).then(|| "out of fuel".to_owned());
+            let notes: Vec<String> = launches.into_iter().chain(dry).collect();
+            PassLine {
+                name: report.name.to_owned(),
+                setting: format!("compilation.pass_config.{}", report.name),
+                matches: report.enabled.then_some(report.matches),
+                note: (!notes.is_empty()).then(|| notes.join("; ")),
+                left_alone: report.near_misses.iter().map(ToString::to_string).collect(),
+            }
+        });
+        lines.collect()
+    }
+
+    /// The graph as the model builder wrote it.
+    pub fn as_built(&self) -> &Graph {
+        &self.as_built
     }
 
     /// The graph as it will run.
@@ -63,9 +105,47 @@ impl Plan {
         &self.graph
     }
 
+    /// The graph after each pass, with what the pass did. The passes run once more for that.
+    ///
+    /// # Errors
+    /// If a pass leaves a malformed graph, which is a bug.
+    pub fn stages(&self) -> Result<Vec<(PassReport, Graph)>, VerifyError> {
+        let mut stages = Vec::with_capacity(PIPELINE.len());
+        let mut graph = self.as_built.clone();
+        compile(&mut graph, &self.settings, &self.device, &mut |report, graph| {
+            stages.push((report.clone(), graph.clone()));
+        })?;
+        Ok(stages)
+    }
+
+    /// The graph before and after each pass, side by side, as a page for a browser that needs nothing else. The same input
+    /// gives the same bytes.
+    ///
+    /// # Errors
+    /// As [`Plan::stages`].
+    pub fn passes_page(&self) -> Result<String, VerifyError> {
+        Ok(dump::passes_page(self, &self.stages()?))
+    }
+
+    /// What ordering the launches did; nothing where no pass runs.
+    pub fn schedule(&self) -> ScheduleReport {
+        self.schedule
+    }
+
+    /// Where values between launches are kept.
+    ///
+    /// # Errors
+    /// If one of them is too large to address.
+    pub fn memory(&self) -> Result<MemoryPlan, MemoryPlanError> {
+        let launches = 0..self.graph.groups().len();
+        let workspace: Vec<_> = launches.map(|group| self.device.workspace(&self.graph, group)).collect();
+        let (target, alignment) = (self.device.target(), self.device.alignment());
+        plan_memory(&self.graph, target, &workspace, limits(&self.settings), alignment)
+    }
+
     /// Launches of a step before any pass.
     pub fn launches_as_built(&self) -> usize {
-        self.launches_as_built
+        self.as_built.groups().len()
     }
 
     /// Launches of a step as it will run.
@@ -73,9 +153,9 @@ impl Plan {
         self.graph.groups().len()
     }
 
-    /// Pieces that the step is cut into, attention pieces among them.
+    /// Pieces that the step is cut into, those of the splitting operations among them.
     pub fn pieces(&self) -> usize {
-        partition(&self.graph).len()
+        partition(&self.graph, &self.splitting_ops).len()
     }
 
     /// What each launch of the step runs, in order.
@@ -83,15 +163,54 @@ impl Plan {
         (0..self.graph.groups().len()).map(|group| self.graph.group_label(group)).collect()
     }
 
+    /// What the device runs for a launch, one line for each part of it.
+    pub fn describe_launch(&self, launch: usize) -> String {
+        self.device.describe(&self.graph, launch)
+    }
+
     /// The checkpoint.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
     }
 
-    pub(crate) fn into_parts(self) -> PlanParts {
-        let Plan { checkpoint, settings, graph, passes, device, .. } = self;
-        PlanParts { checkpoint, settings, graph, passes, device }
+    /// The level that the settings were resolved at.
+    pub fn level(&self) -> OptimizationLevel {
+        *self.settings.optimization_level
     }
+
+    pub(crate) fn into_parts(self) -> PlanParts {
+        let Plan { checkpoint, settings, graph, device, .. } = self;
+        PlanParts { checkpoint, settings, graph, device }
+    }
+}
+
+fn is_compiled(settings: &Settings) -> bool {
+    *settings.compilation.mode == CompilationMode::Compile
+}
+
+/// Runs the passes that the settings turn on.
+fn compile(
+    graph: &mut Graph,
+    settings: &Settings,
+    device: &CpuDevice,
+    observe: &mut dyn FnMut(&PassReport, &Graph),
+) -> Result<(), VerifyError> {
+    let fuel = settings.compilation.fuel.map_or(Fuel::UNLIMITED, Fuel::limited);
+    let on = |pass: &Pass| is_compiled(settings) && (pass.enabled)(&settings.compilation.pass_config);
+    run_passes(graph, PIPELINE, on, device.target(), fuel, observe)
+}
+
+/// The operations at which steps are cut.
+pub(crate) fn splitting_ops(settings: &Settings) -> Result<SplittingOps, EngineError> {
+    let setting = &settings.compilation.splitting_ops;
+    SplittingOps::new(setting).map_err(|error| EngineError::SplittingOps { error, origin: setting.source.to_string() })
+}
+
+/// The largest batch.
+pub(crate) fn limits(settings: &Settings) -> Sizes {
+    let (tokens, sequences) = (*settings.scheduler.max_num_batched_tokens, *settings.scheduler.max_num_seqs);
+    let blocks = settings.model.max_model_len.div_ceil(*settings.cache.block_size);
+    Sizes { tokens, sequences, logit_rows: sequences.min(tokens), blocks }
 }
 
 /// What the settings' rules need to know of a model.
@@ -100,7 +219,7 @@ fn model_facts(checkpoint: &Checkpoint, graph: &Graph) -> ModelFacts {
     ModelFacts {
         name: checkpoint.folder().display().to_string(),
         activation_quantization: if quantizes { ActivationQuantization::Static } else { ActivationQuantization::None },
-        has_qk_norm: false,
+        has_qk_norm: graph.ops().iter().any(|op| matches!(op.kind, OpKind::HeadRmsNorm { .. })),
         context_length: checkpoint.config().max_position_embeddings,
         kv_bytes_per_token: checkpoint.kv_bytes_per_token(),
     }
@@ -125,15 +244,15 @@ pub(crate) fn executor_options(checkpoint: &Checkpoint, settings: &Settings) -> 
             *settings.model.max_model_len,
         )));
     }
-    let tokens = *settings.scheduler.max_num_batched_tokens;
     Ok(ExecutorOptions {
-        limits: Sizes { tokens, sequences, logit_rows: sequences.min(tokens), blocks: per_sequence },
+        limits: limits(settings),
         cache: CacheLayout { blocks, block_size },
         vocabulary: checkpoint.config().vocab_size,
         repack_weights: *settings.kernel.repack_weights,
         graph_mode: *settings.compilation.cudagraph_mode,
         capture: *settings.compilation.cudagraph_capture,
         capture_sizes: (*settings.compilation.cudagraph_capture_sizes).clone(),
+        splitting_ops: splitting_ops(settings)?,
         require_graphs: *settings.require_graphs,
     })
 }

@@ -28,6 +28,22 @@ pub struct StepInputs {
 pub struct StepError(pub String);
 
 impl StepInputs {
+    /// One pass over a whole sequence, all of whose logits are wanted. Its KV cache is the first
+    /// `tokens / block_size` blocks, rounded up.
+    pub fn one_sequence(tokens: &[u32], block_size: usize) -> Self {
+        let places: Vec<i32> = (0..tokens.len() as i32).collect();
+        let blocks = tokens.len().div_ceil(block_size);
+        StepInputs {
+            token_ids: tokens.iter().map(|token| token.cast_signed()).collect(),
+            positions: places.clone(),
+            slots: places.clone(),
+            token_sequences: vec![0; tokens.len()],
+            block_tables: (0..blocks as i32).collect(),
+            blocks,
+            logit_rows: places,
+        }
+    }
+
     /// The symbolic sizes of this batch.
     pub fn sizes(&self) -> Sizes {
         Sizes {

@@ -30,7 +30,7 @@ fn spoiled(changes: &[(&str, &str)]) -> VerifyError {
         assert!(text.contains(from), "{from}");
         text = text.replacen(from, to, 1);
     }
-    verify(&parse_unverified(&text).unwrap()).expect_err(&text)
+    verify(&parse_unverified(&text).unwrap()).unwrap_err()
 }
 
 /// What is spoiled, and what is found.

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use allotrope_config::{GraphCapture, GraphMode, RuntimeMode};
 use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
-use allotrope_graph::partition::{Piece, SplittingOps, partition};
+use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::{Dim, Graph, Sizes, StepError, StepInputs, ValueId, WeightSource};
 
+use crate::capture_plan::{CapturePlan, Part};
 use crate::device::{CacheLayout, Device, DeviceError};
 use crate::dispatcher::{DispatchCounts, Dispatcher};
 use crate::ledger::StartupLedger;
@@ -68,24 +69,13 @@ pub struct StepStatistics {
     pub submissions: usize,
 }
 
-/// A part of a step that is recorded as one.
-#[derive(Debug, Clone, Copy)]
-enum Part {
-    /// The whole step of a uniform decode batch: as many rows of logits as tokens.
-    Step,
-    /// All launches over tokens, attention included.
-    Body,
-    /// One piece.
-    Piece(usize),
-}
-
 /// A graph that is ready to run on a device.
 pub struct Executor<D: Device> {
     device: D,
     graph: Graph,
     kernels: Vec<D::Kernel>,
     memory: MemoryPlan,
-    pieces: Vec<Piece>,
+    plan: CapturePlan,
     /// By part, then by place in the capture sizes.
     recordings: Vec<Vec<Option<D::Recording>>>,
     dispatcher: Dispatcher,
@@ -117,16 +107,16 @@ impl<D: Device> Executor<D> {
         let kernels = ledger.phase("prepare kernels", || {
             (0..graph.groups().len()).map(|group| device.prepare(&graph, group)).collect::<Result<Vec<_>, _>>()
         })?;
-        let pieces = partition(&graph, &options.splitting_ops);
-        let sizes = options.capture_sizes.len();
-        let recordings = (0..pieces.len() + 2).map(|_| (0..sizes).map(|_| None).collect()).collect();
+        let (mode, sizes) = (options.graph_mode, options.capture_sizes.len());
+        let plan = CapturePlan::new(&graph, &options.splitting_ops, mode, &options.capture_sizes, options.limits);
+        let recordings = (0..plan.parts()).map(|_| (0..sizes).map(|_| None).collect()).collect();
         let dispatcher = Dispatcher::new(options.graph_mode, options.capture_sizes.clone());
         let mut executor = Executor {
             device,
             graph,
             kernels,
             memory,
-            pieces,
+            plan,
             recordings,
             dispatcher,
             options,
@@ -198,12 +188,12 @@ impl<D: Device> Executor<D> {
             }
             RuntimeMode::None => {
                 let last = if sizes.logit_rows == 0 { Part::Body } else { Part::Step };
-                self.launch_range(self.groups_of(last), &sizes)?;
+                self.launch_range(self.plan.launches_of(last), &sizes)?;
             }
             RuntimeMode::Full if uniform => self.replay(Part::Step, decision.size, &sizes)?,
             RuntimeMode::Full => {
                 self.replay(Part::Body, decision.size, &sizes)?;
-                self.run_pieces(self.body_pieces(), decision.size, &sizes)?;
+                self.run_pieces(self.plan.body_pieces(), decision.size, &sizes)?;
             }
             RuntimeMode::Piecewise => self.run_pieces(0, decision.size, &sizes)?,
         }
@@ -233,9 +223,9 @@ impl<D: Device> Executor<D> {
 
     /// Runs the pieces from the `first` on, recorded but for the splitting operations.
     fn run_pieces(&mut self, first: usize, token_size: usize, sizes: &Sizes) -> Result<(), ExecutorError> {
-        let end = if sizes.logit_rows == 0 { self.body_pieces() } else { self.pieces.len() };
+        let end = if sizes.logit_rows == 0 { self.plan.body_pieces() } else { self.plan.pieces().len() };
         for index in first..end {
-            let piece = &self.pieces[index];
+            let piece = &self.plan.pieces()[index];
             let size = match (piece.splitting, piece.rows) {
                 (true, _) => None,
                 (false, Dim::LogitRows) => self.dispatcher.size_for(sizes.logit_rows),
@@ -260,7 +250,7 @@ impl<D: Device> Executor<D> {
 
     fn replay(&mut self, part: Part, size: usize, sizes: &Sizes) -> Result<(), ExecutorError> {
         self.capture(part, size)?;
-        let (groups, index) = (self.groups_of(part), self.index_of(part));
+        let (groups, index) = (self.plan.launches_of(part), self.plan.index_of(part));
         let Some(recording) = &self.recordings[index][size] else {
             return self.launch_range(groups, sizes);
         };
@@ -269,77 +259,19 @@ impl<D: Device> Executor<D> {
         Ok(self.device.replay(recording, sizes)?)
     }
 
-    /// The pieces that run over tokens come first.
-    fn body_pieces(&self) -> usize {
-        self.pieces.iter().position(|piece| piece.rows == Dim::LogitRows).unwrap_or(self.pieces.len())
-    }
-
-    fn index_of(&self, part: Part) -> usize {
-        match part {
-            Part::Step => 0,
-            Part::Body => 1,
-            Part::Piece(index) => 2 + index,
-        }
-    }
-
-    fn groups_of(&self, part: Part) -> std::ops::Range<usize> {
-        match part {
-            Part::Step => 0..self.kernels.len(),
-            Part::Body => 0..self.pieces[..self.body_pieces()].last().map_or(0, |piece| piece.groups.end),
-            Part::Piece(index) => self.pieces[index].groups.clone(),
-        }
-    }
-
     /// Records all that the mode replays, from the largest size to the smallest.
     fn capture_all(&mut self) -> Result<(), ExecutorError> {
-        let (decode, mixed) = (self.options.graph_mode.decode(), self.options.graph_mode.mixed());
-        let pieces = 0..self.pieces.len();
-        let tail = self.body_pieces()..self.pieces.len();
-        for size in (0..self.options.capture_sizes.len()).rev() {
-            if decode == RuntimeMode::Full {
-                self.capture(Part::Step, size)?;
-            }
-            if mixed == RuntimeMode::Full {
-                self.capture(Part::Body, size)?;
-            }
-            let recorded = if mixed == RuntimeMode::Piecewise { pieces.clone() } else { tail.clone() };
-            for index in recorded.filter(|_| mixed != RuntimeMode::None) {
-                if !self.pieces[index].splitting {
-                    self.capture(Part::Piece(index), size)?;
-                }
-            }
-        }
-        Ok(())
+        self.plan.recordings().into_iter().try_for_each(|(part, size)| self.capture(part, size))
     }
 
-    /// Records one part at one size, unless that was done. A size beyond what the part can ever run at is left out:
-    /// a whole decode step and the pieces over wanted logits have at most as many rows as there are sequences.
+    /// Records one part at one size, unless that was done or no batch can be of that size.
     fn capture(&mut self, part: Part, size: usize) -> Result<(), ExecutorError> {
-        let index = self.index_of(part);
-        let rows = self.options.capture_sizes[size];
+        let index = self.plan.index_of(part);
         if self.recordings[index][size].is_some() {
             return Ok(());
         }
-        let limits = &self.options.limits;
-        let (by_tokens, by_logits) = match part {
-            Part::Step => (true, true),
-            Part::Body => (true, false),
-            Part::Piece(index) => {
-                let by_logits = self.pieces[index].rows == Dim::LogitRows;
-                (!by_logits, by_logits)
-            }
-        };
-        let smaller = size.checked_sub(1).map_or(0, |size| self.options.capture_sizes[size]);
-        if by_logits && smaller >= limits.logit_rows {
-            return Ok(());
-        }
-        // What a part does not run over bounds nothing: the pieces over wanted logits read from any number of tokens.
-        let sizes = Sizes {
-            tokens: if by_tokens { rows.min(limits.tokens) } else { limits.tokens },
-            logit_rows: if by_logits { rows.min(limits.logit_rows) } else { limits.logit_rows },
-            ..*limits
-        };
-        let recording = self.device.record(&self.kernels[self.groups_of(part)], &sizes)?;
+        let Some(sizes) = self.plan.sizes(part, size) else { return Ok(()) };
+        let recording = self.device.record(&self.kernels[self.plan.launches_of(part)], &sizes)?;
         self.recordings[index][size] = Some(recording);
         self.late_captures += u64::from(self.ready);
         Ok(())

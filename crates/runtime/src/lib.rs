@@ -14,11 +14,13 @@
 //! println!("{report}"); // every phase, the unclaimed time, and the total they sum to
 //! ```
 
+pub mod capture_plan;
 pub mod device;
 pub mod dispatcher;
 pub mod executor;
 pub mod ledger;
 
+pub use capture_plan::{CapturePlan, Part};
 pub use device::{CacheLayout, Device, DeviceError};
 pub use dispatcher::{Decision, DispatchCounts, Dispatcher};
 pub use executor::{Executor, ExecutorError, ExecutorOptions, StepStatistics};

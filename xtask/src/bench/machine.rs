@@ -49,6 +49,11 @@ impl Machine {
         Ok(machine)
     }
 
+    /// The processor, its threads and its instruction set.
+    pub(super) fn name(&self) -> String {
+        format!("{}, {} threads, {}", self.processor, self.threads, self.instruction_set)
+    }
+
     /// Measures the bandwidth again; the summary is over all measurements.
     ///
     /// # Errors
@@ -80,7 +85,7 @@ impl Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "machine: {}, {} threads, {}", self.processor, self.threads, self.instruction_set)?;
+        write!(f, "machine: {}", self.name())?;
         if let Some(bytes) = self.memory_bytes {
             write!(f, ", {:.0} GiB", bytes as f64 / f64::from(1 << 30))?;
         }

@@ -7,10 +7,11 @@
 mod agreement;
 mod machine;
 mod page_cache;
+mod passes;
 mod process;
 mod report;
 mod sample;
-mod statistics;
+pub(crate) mod statistics;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,9 @@ pub(crate) struct Options {
     /// Measure warm starts alone
     #[arg(long)]
     warm_only: bool,
+    /// Measure instead what each pass gains: decode speed at O2 with the pass and without it
+    #[arg(long, conflicts_with_all = ["levels", "json", "warm_only"])]
+    passes: bool,
     /// Where to write every measurement as JSON [default: bench.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -62,7 +66,11 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
     let mut machine = Machine::describe()?;
     let folder = tempfile::tempdir().map_err(TaskError::file(Path::new("a temporary folder")))?;
     let bench = Bench { options, model: &model, program: &program, folder: folder.path(), vocabulary };
-    let rows = bench.rounds(&mut machine)?;
+    let prompts = bench.write_prompt()?;
+    if options.passes {
+        return passes::run(&bench, &prompts, &machine);
+    }
+    let rows = bench.rounds(&prompts, &mut machine)?;
     let comparison = Comparison {
         model: options.model.display().to_string(),
         checkpoint_bytes: page_cache::checkpoint_bytes(&model)?,
@@ -106,33 +114,39 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Measures all levels in turn, as often as wanted.
-    fn rounds(&self, machine: &mut Machine) -> Result<Vec<Row>, TaskError> {
+    /// Writes the prompt into a file and gives its path.
+    fn write_prompt(&self) -> Result<PathBuf, TaskError> {
         let prompts = self.folder.join("prompt.jsonl");
         let tokens = prompt(self.options.prompt_tokens, self.vocabulary);
         fs::write(&prompts, format!("{}\n", json!({ "tokens": tokens }))).map_err(TaskError::file(&prompts))?;
+        Ok(prompts)
+    }
+
+    /// Measures all levels in turn, as often as wanted.
+    fn rounds(&self, prompts: &Path, machine: &mut Machine) -> Result<Vec<Row>, TaskError> {
         let mut rows: Vec<Row> = self.options.levels.iter().map(|level| Row::new(*level)).collect();
         for round in 1..=self.options.runs {
             for row in &mut rows {
                 eprintln!("round {round} of {}, {}", self.options.runs, row.level);
                 if !self.options.warm_only {
                     page_cache::drop_files(self.model)?;
-                    row.cold.push(self.measure(&prompts, row.level)?);
+                    row.cold.push(self.measure(prompts, row.level, &[])?);
                 }
-                row.warm.push(self.measure(&prompts, row.level)?);
+                row.warm.push(self.measure(prompts, row.level, &[])?);
             }
             machine.measure_bandwidth()?;
         }
         Ok(rows)
     }
 
-    /// One process: load, prefill, decode.
-    fn measure(&self, prompts: &Path, level: OptimizationLevel) -> Result<Sample, TaskError> {
+    /// One process: load, prefill, decode, with `settings` from the command line.
+    fn measure(&self, prompts: &Path, level: OptimizationLevel, settings: &[&str]) -> Result<Sample, TaskError> {
         let (model, prompts) = (self.model.to_string_lossy(), prompts.to_string_lossy());
         let (level, new_tokens) = (level.to_string(), self.options.new_tokens.to_string());
         let mut arguments = vec!["generate", "--model", &model, "--prompts", &prompts, "--format", "json"];
         arguments.extend(["--optimization-level", &level, "--max-tokens", &new_tokens]);
         arguments.extend(["--ignore-eos", "--temperature", "0"]);
+        arguments.extend(settings);
         Sample::parse(&process::capture(self.program, &arguments)?)
     }
 }

@@ -1,18 +1,18 @@
 //! Medians and spreads.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The middle and the ends of some measurements.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub(super) struct Summary {
-    pub(super) median: f64,
-    pub(super) minimum: f64,
-    pub(super) maximum: f64,
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Summary {
+    pub(crate) median: f64,
+    pub(crate) minimum: f64,
+    pub(crate) maximum: f64,
 }
 
 impl Summary {
     /// Summarizes; `None` if there is nothing, or something is no number.
-    pub(super) fn of(values: &[f64]) -> Option<Self> {
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
         if values.iter().any(|value| value.is_nan()) {
             return None;
         }

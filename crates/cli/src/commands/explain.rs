@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal};
 use std::time::Instant;
 
 use allotrope_config::environment::Environment;
-use allotrope_config::{Format, OptimizationLevel, PassLine, RuntimeMode, Source, diff, explain};
-use allotrope_engine::Plan;
+use allotrope_config::{Format, OptimizationLevel, RuntimeMode, Source, diff, explain};
+use allotrope_engine::{EngineError, MemoryPlan, Plan};
 use clap::ArgMatches;
 use serde_json::{Value, json};
 
@@ -37,14 +37,14 @@ pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
 }
 
 fn explanation(plan: &Plan, only: Option<&str>, format: &Format) -> Result<String, CliError> {
-    let mut text = explain(plan.settings(), &pass_lines(plan), only, format)?;
+    let mut text = explain(plan.settings(), &plan.pass_lines(true), only, format)?;
     if only.is_some() {
         return Ok(text);
     }
     match format {
-        Format::Json => with_member(&text, "step", step_json(plan)),
+        Format::Json => with_member(&text, "step", step_json(plan)?),
         Format::Text { .. } => {
-            let _ = write!(text, "\n{}", step_text(plan));
+            let _ = write!(text, "\n{}", step_text(plan)?);
             Ok(text)
         }
     }
@@ -53,7 +53,7 @@ fn explanation(plan: &Plan, only: Option<&str>, format: &Format) -> Result<Strin
 fn difference(before: &Plan, after: &Plan, format: &Format) -> Result<String, CliError> {
     let mut text = diff(before.settings(), after.settings(), format);
     match format {
-        Format::Json => with_member(&text, "step", json!({ "before": step_json(before), "after": step_json(after) })),
+        Format::Json => with_member(&text, "step", json!({ "before": step_json(before)?, "after": step_json(after)? })),
         Format::Text { .. } => {
             let _ = writeln!(
                 text,
@@ -68,39 +68,36 @@ fn difference(before: &Plan, after: &Plan, format: &Format) -> Result<String, Cl
     }
 }
 
-/// What each pass did, in the order in which they ran.
-fn pass_lines(plan: &Plan) -> Vec<PassLine> {
-    let lines = plan.passes().iter().map(|report| {
-        let launches = report.enabled.then(|| format!("{} launches after it", report.launches));
-        let declined = report.declined.iter().map(|reason| format!("declined: {reason}"));
-        let notes: Vec<String> = launches.into_iter().chain(declined).collect();
-        PassLine {
-            name: report.name.to_owned(),
-            setting: format!("compilation.pass_config.{}", report.name),
-            matches: report.enabled.then_some(report.matches),
-            note: (!notes.is_empty()).then(|| notes.join("; ")),
-        }
-    });
-    lines.collect()
-}
-
-fn step_text(plan: &Plan) -> String {
+fn step_text(plan: &Plan) -> Result<String, CliError> {
     let compilation = &plan.settings().compilation;
     let sizes: Vec<String> = compilation.cudagraph_capture_sizes.iter().map(usize::to_string).collect();
     let mode = &*compilation.cudagraph_mode;
     let (decode, mixed) = (how(mode.decode()), how(mode.mixed()));
+    let memory = memory(plan)?;
     let mut text = format!(
         "step\nlaunches        {} as built, {} after the passes\n\
-         pieces          {}, cut at attention and where logits begin\n\
+         pieces          {}, cut at {} and where logits begin\n\
+         memory          {} bytes between launches, of which at most {} are alive at once; {} results in place\n\
          decode batches  {decode}\nmixed batches   {mixed}\n",
         plan.launches_as_built(),
         plan.launches(),
         plan.pieces(),
+        match compilation.splitting_ops.join(", ") {
+            names if names.is_empty() => "no operation".to_owned(),
+            names => names,
+        },
+        memory.bytes,
+        memory.lower_bound,
+        memory.in_place.len(),
     );
     if mode.decode() != RuntimeMode::None || mode.mixed() != RuntimeMode::None {
         let _ = writeln!(text, "recorded for    {} tokens", sizes.join(", "));
     }
-    text
+    Ok(text)
+}
+
+fn memory(plan: &Plan) -> Result<MemoryPlan, CliError> {
+    Ok(plan.memory().map_err(EngineError::from)?)
 }
 
 /// How a batch runs, in words.
@@ -112,7 +109,7 @@ fn how(mode: RuntimeMode) -> &'static str {
     }
 }
 
-fn step_json(plan: &Plan) -> Value {
+fn step_json(plan: &Plan) -> Result<Value, CliError> {
     let settings = plan.settings();
     let mode = &*settings.compilation.cudagraph_mode;
     let name = |mode: RuntimeMode| match mode {
@@ -129,12 +126,12 @@ fn step_json(plan: &Plan) -> Value {
             json!({
                 "name": report.name,
                 "launches": report.launches,
-                "declined": report.declined,
                 "seconds": report.time.as_secs_f64(),
             })
         })
         .collect();
-    json!({
+    let memory = memory(plan)?;
+    Ok(json!({
         "launches_as_built": plan.launches_as_built(),
         "launches": plan.launches(),
         "launch_labels": plan.launch_labels(),
@@ -142,8 +139,14 @@ fn step_json(plan: &Plan) -> Value {
         "decode_batches": name(mode.decode()),
         "mixed_batches": name(mode.mixed()),
         "capture_sizes": sizes,
+        "memory": {
+            "bytes": memory.bytes,
+            "most_alive": memory.lower_bound,
+            "in_place": memory.in_place.len(),
+            "launches_moved": plan.schedule().moved,
+        },
         "passes": passes,
-    })
+    }))
 }
 
 /// A JSON object in text form with one more member.

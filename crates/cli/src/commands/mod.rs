@@ -4,6 +4,7 @@ mod chat;
 mod completions;
 mod explain;
 mod generate;
+mod graph;
 mod logits;
 mod settings;
 
@@ -22,6 +23,7 @@ pub(crate) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
         Some((arguments::CHAT, matches)) => chat::run(matches, started, environment),
         Some((arguments::LOGITS, matches)) => logits::run(matches, started, environment),
         Some((arguments::EXPLAIN, matches)) => explain::run(matches, started, environment),
+        Some((arguments::GRAPH, matches)) => graph::run(matches, started, environment),
         Some((arguments::SETTINGS, matches)) => settings::run(matches, environment),
         Some((arguments::COMPLETIONS, matches)) => completions::run(matches),
         // clap requires one of the commands that it was told of.

@@ -84,6 +84,7 @@ fn the_explanation_has_the_form_of_its_schema() {
         setting: "compilation.pass_config.fuse_add_norm".to_owned(),
         matches: Some(32),
         note: None,
+        left_alone: Vec::new(),
     }];
     let text = explain(&settings(), &passes, None, &Format::Json).unwrap();
     let explanation: Json = serde_json::from_str(&text).unwrap();
@@ -165,6 +166,7 @@ fn an_explanation_of_a_part_shows_that_part() {
         setting: setting.to_owned(),
         matches,
         note: Some("a note".to_owned()),
+        left_alone: vec!["its operand is another (%x)".to_owned()],
     };
     let lines = [
         passes("compilation.pass_config.fuse_add_norm", Some(0)),
@@ -178,6 +180,7 @@ fn an_explanation_of_a_part_shows_that_part() {
         text.contains("level O2: the model does not quantize activations (assumed: no model given); a note"),
         "{text}"
     );
+    assert!(text.contains("a note\n    left alone: its operand is another (%x)\n"), "{text}");
     let kernel = explain(&settings(), &lines, Some("kernel"), &plain).unwrap();
     assert!(kernel.contains("repack_weights") && !kernel.contains("matches"), "{kernel}");
     let error = explain(&settings(), &lines, Some("kernels"), &plain).expect_err("no such group");

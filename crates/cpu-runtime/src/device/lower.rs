@@ -29,8 +29,8 @@ impl Lowering<'_> {
         schedule(self.graph, &self.graph.groups()[group].ops).iter().map(|phase| self.phase(phase)).collect()
     }
 
-    /// Kernels write nothing that they still read: the memory plan gives all values of a launch bytes of their own, but for
-    /// results in place of operands, and those only where the target said that they may be.
+    /// Kernels write nothing that they still read: the memory plan gives all values of a launch bytes of their own, but
+    /// for results in place of operands, and those only where the target said that they may be.
     fn check_overlaps(&self, group: usize) -> Result<(), DeviceError> {
         let graph = self.graph;
         let ranges = |values: Vec<ValueId>| -> Vec<(ValueId, Range<usize>)> {

@@ -1,5 +1,5 @@
-//! What a row program does with values, in order. The program, its description and what a launch may overwrite all follow
-//! from this one list.
+//! What a row program does with values, in order. The program, its description and what a launch may overwrite all
+//! follow from this one list.
 
 use super::operands::{Use, operand_use};
 use allotrope_graph::{Graph, OpId, ValueId};

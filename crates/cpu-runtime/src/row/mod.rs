@@ -167,10 +167,10 @@ impl RowProgram {
     ///
     /// # Safety
     /// All addresses must be valid for `rows` rows. Until the barrier nobody else may write what the program reads, nor
-    /// touch what it writes. A row that a `Store` writes may be, byte for byte, the row of the same number that one `Load`
-    /// before it in the program reads and nothing else does; apart from that, nothing written may overlap anything that the
-    /// program reads or writes. `scratch` must have `scratch_bytes` bytes and be aligned to a number. Registers must be of
-    /// this program.
+    /// touch what it writes. A row that a `Store` writes may be, byte for byte, the row of the same number that one
+    /// `Load` before it in the program reads and nothing else does; apart from that, nothing written may overlap anything
+    /// that the program reads or writes. `scratch` must have `scratch_bytes` bytes and be aligned to a number. Registers
+    /// must be of this program.
     pub(crate) unsafe fn run(&self, isa: Isa, worker: &Worker<'_>, rows: usize, scratch: &mut [u8]) {
         let share = worker.partition(rows);
         if !share.is_empty() {

@@ -1,7 +1,7 @@
 //! Row operations on rows of single-precision registers. Each rounds its result to the storage type where the op ends.
 //!
-//! Registers are whole chunks of sixteen lanes. Elementwise operations run over all of them; whatever is in the lanes after
-//! a row's end, no sum and no store looks at it.
+//! Registers are whole chunks of sixteen lanes. Elementwise operations run over all of them; whatever is in the lanes
+//! after a row's end, no sum and no store looks at it.
 
 use super::math::{Chunk, Rounding, silu, sum};
 use crate::simd::{LANES, Simd};
@@ -110,9 +110,9 @@ pub(super) fn quantize<S: Simd, R: Rounding>(to: &mut [f32], x: &[f32], scale: f
     }
 }
 
-/// `round(round(x · rsqrt(mean(x²) + epsilon)) · weight)` over every run of `width` numbers, a row or a head (Zhang and
-/// Sennrich, 2019). Lanes are counted from the begin of the run, so a head has the bits of a row of its width. `weight` is
-/// whole chunks.
+/// `round(round(x · rsqrt(mean(x²) + epsilon)) · weight)` over every run of `width` numbers, a row or a head (Zhang
+/// and Sennrich, 2019). Lanes are counted from the begin of the run, so a head has the bits of a row of its width.
+/// `weight` is whole chunks.
 #[inline(always)]
 pub(super) fn rms_norm<S: Simd, R: Rounding>(to: &mut [f32], x: &[f32], weight: &[f32], width: usize, epsilon: f32) {
     let weight = weight.as_chunks::<LANES>().0;
@@ -121,11 +121,10 @@ pub(super) fn rms_norm<S: Simd, R: Rounding>(to: &mut [f32], x: &[f32], weight: 
         let mut end: Chunk = [0.0; LANES];
         end[..rest.len()].copy_from_slice(rest);
         let mut squares: Chunk = [0.0; LANES];
-        for x in chunks.iter().chain(std::iter::once(&end)) {
-            for lane in 0..LANES {
-                squares[lane] += x[lane] * x[lane];
-            }
+        for x in chunks {
+            add_squares(&mut squares, x);
         }
+        add_squares(&mut squares, &end);
         let inverse = 1.0 / (sum(squares) / width as f32 + epsilon).sqrt();
         let (to, to_rest) = to.as_chunks_mut::<LANES>();
         for (to, (x, weight)) in to.iter_mut().zip(chunks.iter().zip(weight)) {
@@ -134,6 +133,13 @@ pub(super) fn rms_norm<S: Simd, R: Rounding>(to: &mut [f32], x: &[f32], weight: 
         if let Some(weight) = weight.get(chunks.len()) {
             to_rest.copy_from_slice(&scaled::<S, R>(&end, inverse, weight)[..rest.len()]);
         }
+    }
+}
+
+#[inline(always)]
+fn add_squares(squares: &mut Chunk, x: &Chunk) {
+    for lane in 0..LANES {
+        squares[lane] += x[lane] * x[lane];
     }
 }
 

@@ -1,4 +1,5 @@
-//! Random graphs of row operations: grouped or one by one, in place or not, on any number of threads, the bits are the same.
+//! Random graphs of row operations: grouped or one by one, in place or not, on any number of threads, the bits are the
+//! same.
 
 use crate::support::*;
 use allotrope_cpu_runtime::{CpuTarget, Isa};

@@ -35,7 +35,7 @@ mod printer;
 pub use dot::dot;
 pub use html::{Stage, page};
 pub use parser::{Diagnostic, ParseError, parse, parse_unverified};
-pub use printer::{Line, Place, lines, print_layer};
+pub use printer::{Line, Place, launches_of_layer, lines, print_layer};
 
 /// True if a name needs no quotes.
 fn is_plain(name: &str) -> bool {

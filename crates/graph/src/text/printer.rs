@@ -66,13 +66,17 @@ pub fn lines(graph: &Graph) -> Vec<Line> {
     lines
 }
 
-/// The launches of one decoder layer, with what they read from outside it, as an excerpt of the text form: every launch
-/// that runs an operation whose name begins with `layers.N.`. `None` if there is no such operation.
-pub fn print_layer(graph: &Graph, layer: usize) -> Option<String> {
+/// The launches that run an operation of one decoder layer: one whose name begins with `layers.N.`.
+pub fn launches_of_layer(graph: &Graph, layer: usize) -> Vec<usize> {
     let prefix = format!("layers.{layer}.");
     let belongs = |op: &OpId| graph.value(graph.op(*op).output).name.starts_with(&prefix);
-    let groups: Vec<usize> =
-        (0..graph.groups().len()).filter(|index| graph.groups()[*index].ops.iter().any(belongs)).collect();
+    (0..graph.groups().len()).filter(|index| graph.groups()[*index].ops.iter().any(belongs)).collect()
+}
+
+/// The launches of one decoder layer, with what they read from outside it, as an excerpt of the text form. `None` if no
+/// operation belongs to it ([`launches_of_layer`]).
+pub fn print_layer(graph: &Graph, layer: usize) -> Option<String> {
+    let groups = launches_of_layer(graph, layer);
     if groups.is_empty() {
         return None;
     }

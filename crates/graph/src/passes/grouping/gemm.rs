@@ -63,6 +63,10 @@ fn join_beginning(session: &mut Session<'_>, linear: OpId, consumer: OpId) {
 pub(in crate::passes) fn fuse_gemm_prologue(session: &mut Session<'_>) {
     for linear in session.ops_where(is_linear) {
         let projections = session.group(linear).iter().filter(|op| is_linear(&session.op(**op).kind));
+        // Projections of one launch are seen to together, with the first of them.
+        if projections.clone().next() != Some(&linear) {
+            continue;
+        }
         let producers = projections.filter_map(|op| session.producer(*op, 0));
         let others: Vec<OpId> =
             producers.filter(|op| session.graph.group_of(*op) != session.graph.group_of(linear)).collect();

@@ -1,6 +1,11 @@
 //! `cargo xtask docs`: the documentation that is generated from the code, and what is generated at run time: help and
 //! shell completions, which are held against the declaration of the settings.
 
+pub(crate) mod gains;
+mod ir;
+mod layer;
+mod passes;
+
 use std::fs;
 
 use clap_complete::Shell;
@@ -17,11 +22,14 @@ pub(crate) struct Options {
 }
 
 /// The generated files: path below the repository's top folder, and text.
-fn generated() -> [(&'static str, String); 2] {
-    [
+fn generated() -> Result<[(&'static str, String); 5], TaskError> {
+    Ok([
         ("docs/levels.md", allotrope_config::levels_markdown()),
         ("docs/settings.md", allotrope_config::settings_markdown()),
-    ]
+        ("docs/ir.md", ir::markdown()),
+        ("docs/layer.md", layer::markdown()?),
+        ("docs/passes.md", passes::markdown()?),
+    ])
 }
 
 /// Writes or checks the generated files.
@@ -29,7 +37,7 @@ fn generated() -> [(&'static str, String); 2] {
 /// # Errors
 /// If a file can't be written, or with `--check` is not current.
 pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
-    for (path, text) in generated() {
+    for (path, text) in generated()? {
         let file = workspace::root().join(path);
         if options.check {
             if fs::read_to_string(&file).ok().as_deref() != Some(text.as_str()) {

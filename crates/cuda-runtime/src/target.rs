@@ -1,0 +1,171 @@
+//! What CUDA can run as one launch. There are three kinds:
+//!
+//! - **row programs**: row operations over tokens or over rows of logits, a block for one row or several;
+//! - **projections**: matrix products of one input, each block a tile of columns. Before them a *prologue* of row operations
+//!   that make the input, which every block computes for its rows; after them an *epilogue* of operations that work on a
+//!   tile, element by element or head by head;
+//! - **attention**, split over the context and merged by the last block, which may also scale, cast or quantize the result.
+
+use allotrope_graph::{DType, Definition, Dim, Graph, OpId, OpKind, Target, ValueId};
+
+/// CUDA's answers to the grouping passes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CudaTarget;
+
+impl Target for CudaTarget {
+    fn name(&self) -> &str {
+        "cuda"
+    }
+
+    fn accepts(&self, graph: &Graph, ops: &[OpId]) -> Result<(), String> {
+        let mut group_rows = None;
+        for op in ops {
+            check_operands(graph, *op)?;
+            let rows = rows_of(graph, *op)?;
+            if *group_rows.get_or_insert(rows) != rows {
+                return Err("one launch runs over tokens or over rows of logits, not both".into());
+            }
+        }
+        let count = |is: fn(&OpKind) -> bool| ops.iter().filter(|op| is(&graph.op(**op).kind)).count();
+        let linears = count(|kind| matches!(kind, OpKind::Linear { .. }));
+        let attentions = count(|kind| matches!(kind, OpKind::Attention { .. }));
+        match (linears, attentions) {
+            (0, 0) => Ok(()),
+            (_, 0) => check_projections(graph, ops),
+            (0, 1) => check_attention(graph, ops),
+            (0, _) => Err("one launch runs one attention".into()),
+            _ => Err("attention and matrix products take launches of their own".into()),
+        }
+    }
+}
+
+/// The symbolic size that an operation runs over: `T` or `R`.
+fn rows_of(graph: &Graph, id: OpId) -> Result<Dim, String> {
+    let op = graph.op(id);
+    let value = match op.kind {
+        // Its result is the cache; it runs over the rows of the keys.
+        OpKind::KvWrite => op.inputs.get(1).copied().unwrap_or(op.output),
+        _ => op.output,
+    };
+    match graph.tensor_type(value).map(|tensor| tensor.rows()) {
+        Some(rows @ (Dim::Tokens | Dim::LogitRows)) => Ok(rows),
+        Some(rows) => Err(format!("{} over {rows} rows: only T and R are batch sizes", op.kind.name())),
+        None => Err(format!("{} yields no tensor", op.kind.name())),
+    }
+}
+
+/// Checks what the types alone do not say.
+fn check_operands(graph: &Graph, id: OpId) -> Result<(), String> {
+    let op = graph.op(id);
+    let name = op.kind.name();
+    let is_weight = |index: usize| {
+        op.inputs.get(index).is_some_and(|value| matches!(graph.value(*value).definition, Definition::Weight(_)))
+    };
+    match &op.kind {
+        OpKind::Embedding if !is_weight(0) => Err("the table of embedding must be a weight".into()),
+        OpKind::Linear { .. } | OpKind::RmsNorm { .. } | OpKind::HeadRmsNorm { .. } if !is_weight(1) => {
+            Err(format!("operand 1 of {name} must be a weight"))
+        }
+        OpKind::KvWrite | OpKind::Attention { .. } => {
+            let caches = op.inputs.iter().filter_map(|value| graph.value(*value).ty.kv_cache());
+            match caches.map(|cache| cache.dtype).find(|dtype| matches!(dtype, DType::F8E4M3 | DType::I32)) {
+                Some(dtype) => Err(format!("a KV cache of {dtype} has no kernel; bf16, f16 and f32 have")),
+                None => Ok(()),
+            }
+        }
+        OpKind::Reshape { .. } | OpKind::Transpose { .. } if !keeps_rows(graph, id) => {
+            Err(format!("{name} moves elements between rows"))
+        }
+        OpKind::Slice { axis: 0, .. } | OpKind::Concat { axis: 0 } => Err(format!("{name} along the rows")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the first axis of the result is the first axis of the operand.
+fn keeps_rows(graph: &Graph, id: OpId) -> bool {
+    let op = graph.op(id);
+    match &op.kind {
+        OpKind::Transpose { permutation } => permutation.first() == Some(&0),
+        _ => {
+            let rows = |value: &ValueId| graph.tensor_type(*value).map(|tensor| tensor.rows());
+            op.inputs.first().and_then(rows) == rows(&op.output)
+        }
+    }
+}
+
+/// For each operation, whether it needs a result of one of `sources`, all in one group.
+fn depend_on(graph: &Graph, ops: &[OpId], is_source: impl Fn(&OpKind) -> bool) -> Vec<bool> {
+    let mut depends = vec![false; ops.len()];
+    for (index, op) in ops.iter().enumerate() {
+        let producers = graph.op(*op).inputs.iter().filter_map(|input| graph.producer(*input));
+        let places = producers.filter_map(|producer| ops[..index].binary_search(&producer).ok());
+        let needs: Vec<usize> = places.collect();
+        depends[index] = needs.into_iter().any(|place| depends[place] || is_source(&graph.op(ops[place]).kind));
+    }
+    depends
+}
+
+fn check_projections(graph: &Graph, ops: &[OpId]) -> Result<(), String> {
+    let is_linear = |kind: &OpKind| matches!(kind, OpKind::Linear { .. });
+    let after = depend_on(graph, ops, is_linear);
+    for (op, after) in ops.iter().zip(after) {
+        let kind = &graph.op(*op).kind;
+        let name = kind.name();
+        match (is_linear(kind), after) {
+            (true, true) => return Err("a matrix product can't wait for another one inside a launch".into()),
+            (true, false) => {}
+            (false, true) if !works_on_tiles(kind) => {
+                return Err(format!("{name} needs whole rows, which no block has after a matrix product"));
+            }
+            (false, true) => {}
+            (false, false) if matches!(kind, OpKind::KvWrite) => {
+                return Err("every block computes the prologue, so it can't write the KV cache".into());
+            }
+            (false, false) => {
+                let output = graph.op(*op).output;
+                let leaves = graph.outputs().contains(&output)
+                    || graph.users(output).iter().any(|user| ops.binary_search(user).is_err());
+                if leaves {
+                    return Err(format!("every block computes the prologue, so the result of {name} can't leave it"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Operations that need no more of a row than an element, a pair of a rotation or a head.
+fn works_on_tiles(kind: &OpKind) -> bool {
+    is_elementwise(kind) || matches!(kind, OpKind::Rope { .. } | OpKind::HeadRmsNorm { .. } | OpKind::KvWrite)
+}
+
+fn is_elementwise(kind: &OpKind) -> bool {
+    matches!(
+        kind,
+        OpKind::Cast { .. }
+            | OpKind::Quantize { .. }
+            | OpKind::Silu
+            | OpKind::Add
+            | OpKind::Sub
+            | OpKind::Mul
+            | OpKind::MulScalar { .. }
+            | OpKind::AddScalar { .. }
+    )
+}
+
+fn check_attention(graph: &Graph, ops: &[OpId]) -> Result<(), String> {
+    let after = depend_on(graph, ops, |kind| matches!(kind, OpKind::Attention { .. }));
+    for (op, after) in ops.iter().zip(after) {
+        let kind = &graph.op(*op).kind;
+        let name = kind.name();
+        match kind {
+            OpKind::Attention { .. } => {}
+            _ if !after => return Err(format!("{name} before attention takes a launch of its own")),
+            _ if !is_elementwise(kind) => {
+                return Err(format!("{name} needs whole rows, which attention has not at its end"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

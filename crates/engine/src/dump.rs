@@ -1,0 +1,162 @@
+//! The dump of a plan: the graph before and after every pass, the launches, the memory plan, the capture plan and the
+//! settings, as files for people to read and compare.
+//!
+//! The same input gives the same bytes, so that two dumps can be compared file by file. Times would make every dump another:
+//! they are in `explain` and in the log.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use allotrope_config::{Format, explain};
+use allotrope_graph::Graph;
+use allotrope_graph::passes::{PIPELINE, PassReport};
+use allotrope_graph::text::{Stage, page};
+use allotrope_runtime::CapturePlan;
+
+use crate::error::EngineError;
+use crate::plan::{Plan, limits, splitting_ops};
+
+/// Where the dump is written: another dump is the same wherever it lies.
+const DUMP_SETTING: &str = "compilation.debug_dump_path";
+
+/// The name of the last graph of a dump.
+const AS_RUN: &str = "as-run";
+
+/// A file of a dump.
+struct File {
+    name: String,
+    text: String,
+}
+
+/// Writes the dump of a plan into a folder, which is made if it is not there. Files of an earlier dump are replaced, and those
+/// that this one lacks removed; nothing else in the folder is touched.
+///
+/// # Errors
+/// If a file can't be written.
+pub(crate) fn write(plan: &Plan, folder: &Path) -> Result<(), EngineError> {
+    let files = files(plan)?;
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error| EngineError::Dump { path, error }
+    };
+    fs::create_dir_all(folder).map_err(failed(folder))?;
+    for name in (0..=PIPELINE.len() + 1).map(graph_file) {
+        let path = folder.join(&name);
+        if !files.iter().any(|file| file.name == name) && path.is_file() {
+            fs::remove_file(&path).map_err(failed(&path))?;
+        }
+    }
+    for file in files {
+        let path = folder.join(&file.name);
+        fs::write(&path, file.text).map_err(failed(&path))?;
+    }
+    for report in plan.passes().iter().filter(|report| report.enabled) {
+        tracing::info!(pass = report.name, matches = report.matches, time = ?report.time, "dumped");
+    }
+    Ok(())
+}
+
+/// The name of the file with the graph after so many passes; one after the last has the launches in the order in which they
+/// run.
+fn graph_file(place: usize) -> String {
+    let name = match place.checked_sub(1) {
+        None => "as-built",
+        Some(pass) => PIPELINE.get(pass).map_or(AS_RUN, |pass| pass.name),
+    };
+    format!("{place:02}-{name}.air")
+}
+
+fn files(plan: &Plan) -> Result<Vec<File>, EngineError> {
+    let stages = plan.stages()?;
+    let file = |name: &str, text: String| File { name: name.to_owned(), text };
+    let mut files = vec![
+        file("index.md", index(plan, &stages)?),
+        file("passes.html", passes_page(plan, &stages)),
+        file("launches.txt", launches(plan)),
+        file("memory.txt", plan.memory()?.to_text(plan.graph())),
+        file("captures.txt", capture_plan(plan)?.to_text()),
+        file("settings.json", settings(plan)?),
+        file(&graph_file(0), plan.as_built().to_string()),
+        file(&graph_file(PIPELINE.len() + 1), plan.graph().to_string()),
+    ];
+    for (place, (_, graph)) in stages.iter().enumerate().filter(|(_, (report, _))| report.enabled) {
+        files.push(file(&graph_file(place + 1), graph.to_string()));
+    }
+    Ok(files)
+}
+
+fn index(plan: &Plan, stages: &[(PassReport, Graph)]) -> Result<String, EngineError> {
+    let mut text = format!(
+        "# {} at {}\n\n| file | pass | matches | operations | launches |\n|---|---|--:|--:|--:|\n",
+        plan.checkpoint().folder().display(),
+        plan.level()
+    );
+    let as_built = plan.as_built();
+    let mut row = |place: usize, what: &str, matches: &str, ops: usize, launches: usize| {
+        let name = graph_file(place);
+        let _ = writeln!(text, "| [{name}]({name}) | {what} | {matches} | {ops} | {launches} |");
+    };
+    row(0, "the graph as the model builder wrote it", "", as_built.ops().len(), as_built.groups().len());
+    for (place, (report, _)) in stages.iter().enumerate().filter(|(_, (report, _))| report.enabled) {
+        row(place + 1, report.description, &report.matches.to_string(), report.ops, report.launches);
+    }
+    let moved = format!("launches put in order: {} have another place", plan.schedule().moved);
+    row(PIPELINE.len() + 1, &moved, "", plan.graph().ops().len(), plan.launches());
+    let off = stages.iter().filter(|(report, _)| !report.enabled).map(|(report, _)| report.name);
+    let off: Vec<&str> = off.collect();
+    if !off.is_empty() {
+        let _ = writeln!(text, "\nOff: {}. [settings.json](settings.json) says why.", off.join(", "));
+    }
+    let misses = stages.iter().flat_map(|(report, _)| report.near_misses.iter().map(|miss| (report.name, miss)));
+    let misses: Vec<String> = misses.map(|(name, miss)| format!("- {name}: {miss}")).collect();
+    if !misses.is_empty() {
+        let _ = writeln!(text, "\n## Left alone\n\n{}", misses.join("\n"));
+    }
+    let memory = plan.memory()?;
+    let _ = writeln!(
+        text,
+        "\n## Further files\n\n\
+         - [passes.html](passes.html): the graph before and after each pass, side by side\n\
+         - [launches.txt](launches.txt): what the device runs for each launch\n\
+         - [memory.txt](memory.txt): where values between launches are kept: {} bytes, of which at most {} are alive at once\n\
+         - [captures.txt](captures.txt): which parts of a step are recorded, at which sizes\n\
+         - [settings.json](settings.json): every setting with its source and reason\n\n\
+         The same input gives the same bytes; how long each pass took is in `allotrope explain`.",
+        memory.bytes, memory.lower_bound
+    );
+    Ok(text)
+}
+
+/// The page that shows the graph before and after each pass.
+pub(crate) fn passes_page(plan: &Plan, stages: &[(PassReport, Graph)]) -> String {
+    let stages: Vec<Stage<'_>> = stages.iter().map(|(report, graph)| Stage { report, graph }).collect();
+    let title = format!("{} at {}", plan.checkpoint().folder().display(), plan.level());
+    page(&title, plan.as_built(), &stages)
+}
+
+fn launches(plan: &Plan) -> String {
+    let mut text = String::new();
+    for (launch, label) in plan.launch_labels().iter().enumerate() {
+        let _ = writeln!(text, "launch {launch}: {label}");
+        for line in plan.describe_launch(launch).lines() {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    text
+}
+
+fn capture_plan(plan: &Plan) -> Result<CapturePlan, EngineError> {
+    let compilation = &plan.settings().compilation;
+    let (mode, sizes) = (*compilation.cudagraph_mode, &compilation.cudagraph_capture_sizes);
+    Ok(CapturePlan::new(plan.graph(), &splitting_ops(plan.settings())?, mode, sizes, limits(plan.settings())))
+}
+
+fn settings(plan: &Plan) -> Result<String, EngineError> {
+    let text = explain(plan.settings(), &plan.pass_lines(false), None, &Format::Json)?;
+    let Ok(mut json) = serde_json::from_str::<serde_json::Value>(&text) else { return Ok(text) };
+    if let Some(rows) = json.get_mut("settings").and_then(serde_json::Value::as_array_mut) {
+        rows.retain(|row| row.get("setting").and_then(serde_json::Value::as_str) != Some(DUMP_SETTING));
+    }
+    Ok(format!("{json:#}\n"))
+}

@@ -1,0 +1,157 @@
+//! What is recorded: which parts of a step, at which sizes, in which order.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use allotrope_config::{GraphMode, RuntimeMode};
+use allotrope_graph::partition::{Piece, SplittingOps, partition};
+use allotrope_graph::{Dim, Graph, Sizes};
+
+/// A part of a step that is recorded as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The whole step of a uniform decode batch: as many rows of logits as tokens.
+    Step,
+    /// All launches over tokens, splitting operations included.
+    Body,
+    /// One piece.
+    Piece(usize),
+}
+
+/// The parts of one graph's step and the sizes that they are recorded at.
+#[derive(Debug, Clone)]
+pub struct CapturePlan {
+    pieces: Vec<Piece>,
+    launches: usize,
+    mode: GraphMode,
+    capture_sizes: Vec<usize>,
+    limits: Sizes,
+}
+
+impl CapturePlan {
+    /// Cuts the step at `splitting_ops`. `capture_sizes` are ascending; `limits` bound every batch.
+    pub fn new(
+        graph: &Graph,
+        splitting_ops: &SplittingOps,
+        mode: GraphMode,
+        capture_sizes: &[usize],
+        limits: Sizes,
+    ) -> Self {
+        CapturePlan {
+            pieces: partition(graph, splitting_ops),
+            launches: graph.groups().len(),
+            mode,
+            capture_sizes: capture_sizes.to_vec(),
+            limits,
+        }
+    }
+
+    /// The pieces of the step, in order.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// The pieces that run over tokens come first: how many these are.
+    pub fn body_pieces(&self) -> usize {
+        self.pieces.iter().position(|piece| piece.rows == Dim::LogitRows).unwrap_or(self.pieces.len())
+    }
+
+    /// The launches of a part: places in [`Graph::groups`].
+    pub fn launches_of(&self, part: Part) -> Range<usize> {
+        match part {
+            Part::Step => 0..self.launches,
+            Part::Body => 0..self.pieces[..self.body_pieces()].last().map_or(0, |piece| piece.groups.end),
+            Part::Piece(index) => self.pieces[index].groups.clone(),
+        }
+    }
+
+    /// How many parts there are.
+    pub(crate) fn parts(&self) -> usize {
+        2 + self.pieces.len()
+    }
+
+    /// The place of a part among all of them.
+    pub(crate) fn index_of(&self, part: Part) -> usize {
+        match part {
+            Part::Step => 0,
+            Part::Body => 1,
+            Part::Piece(index) => 2 + index,
+        }
+    }
+
+    /// All that the mode replays, each with the place of its size among the capture sizes: from the largest size to the
+    /// smallest, so that smaller recordings find the memory of larger ones.
+    pub fn recordings(&self) -> Vec<(Part, usize)> {
+        let (decode, mixed) = (self.mode.decode(), self.mode.mixed());
+        let first_piece = if mixed == RuntimeMode::Piecewise { 0 } else { self.body_pieces() };
+        let mut recordings = Vec::new();
+        for size in (0..self.capture_sizes.len()).rev() {
+            if decode == RuntimeMode::Full {
+                recordings.push((Part::Step, size));
+            }
+            if mixed == RuntimeMode::Full {
+                recordings.push((Part::Body, size));
+            }
+            let recorded = (first_piece..self.pieces.len()).filter(|index| !self.pieces[*index].splitting);
+            recordings.extend(recorded.filter(|_| mixed != RuntimeMode::None).map(|index| (Part::Piece(index), size)));
+        }
+        recordings.retain(|(part, size)| self.sizes(*part, *size).is_some());
+        recordings
+    }
+
+    /// The batch that a part is recorded for at one of the capture sizes. `None` for a size beyond what the part can ever
+    /// run at: a whole decode step and the pieces over wanted logits have at most as many rows as there are sequences.
+    pub fn sizes(&self, part: Part, size: usize) -> Option<Sizes> {
+        let rows = self.capture_sizes[size];
+        let (by_tokens, by_logits) = match part {
+            Part::Step => (true, true),
+            Part::Body => (true, false),
+            Part::Piece(index) => {
+                let by_logits = self.pieces[index].rows == Dim::LogitRows;
+                (!by_logits, by_logits)
+            }
+        };
+        let smaller = size.checked_sub(1).map_or(0, |size| self.capture_sizes[size]);
+        if by_logits && smaller >= self.limits.logit_rows {
+            return None;
+        }
+        // What a part does not run over bounds nothing: the pieces over wanted logits read from any number of tokens.
+        let limits = &self.limits;
+        Some(Sizes {
+            tokens: if by_tokens { rows.min(limits.tokens) } else { limits.tokens },
+            logit_rows: if by_logits { rows.min(limits.logit_rows) } else { limits.logit_rows },
+            ..*limits
+        })
+    }
+
+    /// The plan as text: the pieces, and for each part that is recorded its launches and sizes.
+    pub fn to_text(&self) -> String {
+        let mut text =
+            format!("cudagraph_mode {}: {} launches in {} pieces\n\n", self.mode, self.launches, self.pieces.len());
+        for (index, piece) in self.pieces.iter().enumerate() {
+            let how = if piece.splitting { ", launched by themselves under PIECEWISE" } else { "" };
+            let Range { start, end } = piece.groups;
+            let _ = writeln!(text, "piece {index}: launches {start}..{end} over {}{how}", piece.rows);
+        }
+        let recordings = self.recordings();
+        let _ = writeln!(text, "\n{} recordings, from the largest size to the smallest", recordings.len());
+        let mut known: Vec<Part> = Vec::new();
+        for (part, _) in &recordings {
+            if !known.contains(part) {
+                known.push(*part);
+            }
+        }
+        for part in known {
+            let name = match part {
+                Part::Step => "the whole step".to_owned(),
+                Part::Body => "all launches over tokens".to_owned(),
+                Part::Piece(index) => format!("piece {index}"),
+            };
+            let sizes = recordings.iter().filter(|(recorded, _)| *recorded == part);
+            let sizes: Vec<String> = sizes.map(|(_, size)| self.capture_sizes[*size].to_string()).collect();
+            let Range { start, end } = self.launches_of(part);
+            let _ = writeln!(text, "{name} (launches {start}..{end}) at {}", sizes.join(", "));
+        }
+        text
+    }
+}

@@ -1,0 +1,90 @@
+//! What each pass gains, as `cargo xtask bench --passes` measured it and wrote it down.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bench::statistics::Summary;
+use crate::error::TaskError;
+use crate::workspace;
+
+/// What one pass gains on a checkpoint.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PassGain {
+    pub(crate) name: String,
+    /// Launches of a decode step with this pass off and all others on.
+    pub(crate) launches_without: u64,
+    /// Decode speed with the pass to that without it, where every launch is dispatched by itself.
+    pub(crate) launched: Summary,
+    /// The same where the whole step is one recording.
+    pub(crate) recorded: Summary,
+}
+
+/// A measurement of all passes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Gains {
+    pub(crate) model: String,
+    pub(crate) machine: String,
+    pub(crate) command: String,
+    pub(crate) runs: u32,
+    /// Launches of a decode step with every pass on.
+    pub(crate) launches: u64,
+    pub(crate) passes: Vec<PassGain>,
+}
+
+impl Gains {
+    /// Where the measurement is kept.
+    pub(crate) fn path() -> PathBuf {
+        workspace::root().join("docs/data/pass-gains.json")
+    }
+
+    pub(super) fn read() -> Result<Self, TaskError> {
+        let path = Gains::path();
+        let text = fs::read_to_string(&path).map_err(TaskError::file(&path))?;
+        serde_json::from_str(&text).map_err(|error| TaskError::Message(format!("{}: {error}", path.display())))
+    }
+
+    pub(crate) fn write(&self) -> Result<PathBuf, TaskError> {
+        let path = Gains::path();
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(TaskError::file(folder))?;
+        }
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|error| TaskError::Message(format!("{}: {error}", path.display())))?;
+        fs::write(&path, format!("{text}\n")).map_err(TaskError::file(&path))?;
+        Ok(path)
+    }
+
+    pub(super) fn heading(&self) -> &'static str {
+        "decode with it, launched / recorded"
+    }
+
+    /// Launches without a pass, and its gains in speed.
+    pub(super) fn cells(&self, pass: &str) -> (String, String) {
+        let Some(gain) = self.passes.iter().find(|gain| gain.name == pass) else {
+            return ("–".to_owned(), "not measured".to_owned());
+        };
+        if gain.launches_without == self.launches && gain.launched.median == 1.0 {
+            return (self.launches.to_string(), "nothing to match".to_owned());
+        }
+        let percent = |ratio: Summary| format!("{:+.0} %", (ratio.median - 1.0) * 100.0);
+        (gain.launches_without.to_string(), format!("{} / {}", percent(gain.launched), percent(gain.recorded)))
+    }
+
+    pub(super) fn note(&self) -> String {
+        let spread = self.passes.iter().flat_map(|gain| [gain.launched, gain.recorded]);
+        let spread = spread.map(|ratio| ratio.maximum - ratio.minimum).fold(0.0, f64::max);
+        format!(
+            "Launches of a decode step of {} at `-O2` on the CPU: {} with every pass, and as many as the table says with one pass off. \
+             Speeds are decode tokens/s with the pass to those with it off, all others on: medians of {} pairs of fresh processes \
+             in turn, on {}; single pairs differ by up to {:.0} points, so a few per cent are noise. `{}` measures it anew.",
+            self.model,
+            self.launches,
+            self.runs,
+            self.machine,
+            spread * 100.0,
+            self.command
+        )
+    }
+}
