@@ -121,5 +121,7 @@ fn examples(pass: &Pass) -> Result<String, TaskError> {
 fn body(text: &str) -> String {
     let lines = text.lines().skip_while(|line| !line.is_empty() || line.starts_with(';')).skip(1);
     let ops = lines.take_while(|line| !line.trim_start().starts_with("return"));
-    ops.filter(|line| !line.trim().is_empty()).map(|line| format!("{}\n", line.strip_prefix("  ").unwrap_or(line))).collect()
+    ops.filter(|line| !line.trim().is_empty())
+        .map(|line| format!("{}\n", line.strip_prefix("  ").unwrap_or(line)))
+        .collect()
 }

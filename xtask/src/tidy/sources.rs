@@ -32,7 +32,8 @@ fn module_documentation(file: &RustFile) -> Vec<Finding> {
 }
 
 fn environment_only_in_config(file: &RustFile) -> Vec<Finding> {
-    if file.path.starts_with("crates/config/") {
+    // `BLESS=1` tells one test to write down what it found. It is no setting of the product.
+    if file.path.starts_with("crates/config/") || file.path == "tests/filetests.rs" {
         return Vec::new();
     }
     const READS: [&str; 7] = ["var", "vars", "var_os", "vars_os", "set_var", "remove_var", "home_dir"];

@@ -237,11 +237,12 @@ pub fn run_passes(
             out_of_fuel: fuel.is_empty(),
             time: started.elapsed(),
         };
+        // Before the verifier: what a wrong pass made is what somebody will want to see.
+        observe(&report, graph);
+        graph.record(report);
         if cfg!(debug_assertions) && matches > 0 {
             verify(graph)?;
         }
-        observe(&report, graph);
-        graph.record(report);
     }
     verify(graph)
 }

@@ -50,12 +50,9 @@ impl Target for Moody {
     }
 }
 
-/// How many cases a property is tried on: 200, or what `PROPTEST_CASES` says.
+/// A property is tried on 256 graphs, or on as many as `PROPTEST_CASES` says.
 pub fn cases() -> proptest::test_runner::Config {
-    let default = proptest::test_runner::Config::default();
-    let given = std::env::var_os("PROPTEST_CASES").is_some();
-    let cases = if given { default.cases } else { 200 };
-    proptest::test_runner::Config { cases, failure_persistence: None, ..default }
+    proptest::test_runner::Config { failure_persistence: None, ..Default::default() }
 }
 
 /// The pass settings of a level, for a model that quantizes activations statically or not at all.

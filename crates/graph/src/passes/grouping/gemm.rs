@@ -1,6 +1,6 @@
 //! Matrix products with the row operations around them.
 
-use super::{is_bias, is_linear};
+use super::{is_bias, is_linear, is_norm, is_quantize};
 use crate::graph::OpId;
 use crate::op::OpKind;
 use crate::passes::Session;
@@ -59,7 +59,7 @@ fn join_beginning(session: &mut Session<'_>, linear: OpId, consumer: OpId) {
     }
 }
 
-/// The launches of row operations that make the inputs of projections → the projections.
+/// The launches of row operations with a norm or a quantization that make the inputs of projections → the projections.
 pub(in crate::passes) fn fuse_gemm_prologue(session: &mut Session<'_>) {
     for linear in session.ops_where(is_linear) {
         let projections = session.group(linear).iter().filter(|op| is_linear(&session.op(**op).kind));
@@ -71,8 +71,11 @@ pub(in crate::passes) fn fuse_gemm_prologue(session: &mut Session<'_>) {
         let others: Vec<OpId> =
             producers.filter(|op| session.graph.group_of(*op) != session.graph.group_of(linear)).collect();
         let is_row_op = |op: &OpId| session.op(*op).kind.is_row_op();
-        let (rows, mixed): (Vec<OpId>, Vec<OpId>) =
-            others.into_iter().partition(|producer| session.group(*producer).iter().all(is_row_op));
+        let makes_input = |op: &OpId| is_norm(&session.op(*op).kind) || is_quantize(&session.op(*op).kind);
+        let (rows, mixed): (Vec<OpId>, Vec<OpId>) = others.into_iter().partition(|producer| {
+            let launch = session.group(*producer);
+            launch.iter().all(is_row_op) && launch.iter().any(makes_input)
+        });
         if let Some(&other) = mixed.first() {
             let found = session.graph.group_label(session.graph.group_of(other));
             session.near_miss(linear, format!("its input is made by the launch {found}"));
