@@ -5,24 +5,19 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
-use allotrope_config::{GraphCapture, GraphMode, OptimizationLevel};
-use allotrope_cpu_runtime::{CpuDevice, CpuTarget, Isa, available_threads};
+use allotrope_config::{GraphMode, OptimizationLevel};
+use allotrope_cpu_runtime::CpuTarget;
 use allotrope_engine::{Llm, Plan};
 use allotrope_graph::evaluate::{ReferenceCache, evaluate};
-use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::passes::{Fuel, PIPELINE, Pass, PassKind, planted, run_passes};
 use allotrope_graph::text::lines;
-use allotrope_graph::{Definition, Graph, Sizes, StepInputs};
+use allotrope_graph::{Definition, Graph, StepInputs};
 use allotrope_model::Checkpoint;
-use allotrope_runtime::{CacheLayout, Executor, ExecutorOptions, StartupLedger};
 use clap::ValueEnum;
 
 use crate::error::TaskError;
-
-/// Tokens in a KV block.
-const BLOCK_SIZE: usize = 16;
+use crate::runner::{BLOCK_SIZE, executor, prompt};
 
 /// What to bisect.
 #[derive(clap::Args)]
@@ -149,9 +144,8 @@ impl Bisection {
             pipeline.insert(place, *fault);
         }
         let checkpoint = Checkpoint::open(&options.model).map_err(|error| failed(&error))?;
-        let vocabulary = checkpoint.config().vocab_size as u64;
-        let tokens: Vec<u32> =
-            (0..u64::from(options.tokens)).map(|index| ((index * 7919 + 13) % vocabulary.max(1)) as u32).collect();
+        let vocabulary = u32::try_from(checkpoint.config().vocab_size).unwrap_or(u32::MAX);
+        let tokens = prompt(options.tokens, vocabulary);
         Ok(Bisection {
             as_built: plan.as_built().clone(),
             pipeline,
@@ -195,22 +189,8 @@ impl Bisection {
     }
 
     fn on_cpu(&self, graph: &Graph) -> Result<Vec<f32>, String> {
-        let Sizes { tokens, blocks, .. } = self.inputs.sizes();
-        let options = ExecutorOptions {
-            limits: Sizes { tokens, sequences: 1, logit_rows: tokens, blocks },
-            cache: CacheLayout { blocks, block_size: BLOCK_SIZE },
-            vocabulary: self.checkpoint.config().vocab_size,
-            repack_weights: false,
-            graph_mode: GraphMode::None,
-            capture: GraphCapture::Lazy,
-            capture_sizes: Vec::new(),
-            splitting_ops: SplittingOps::default(),
-            require_graphs: false,
-        };
-        let device = CpuDevice::new(available_threads(), Isa::detect()).map_err(|error| error.to_string())?;
-        let mut ledger = StartupLedger::since(Instant::now());
-        let mut executor = Executor::build(device, graph.clone(), self.checkpoint.clone(), options, &mut ledger)
-            .map_err(|error| error.to_string())?;
+        let executor = executor(&self.checkpoint, graph, self.inputs.token_ids.len(), (GraphMode::None, false));
+        let mut executor = executor.map_err(|error| error.to_string())?;
         executor.step(&self.inputs).map(<[f32]>::to_vec).map_err(|error| error.to_string())
     }
 

@@ -6,6 +6,7 @@ mod bisect;
 mod docs;
 mod error;
 mod fixtures;
+mod runner;
 mod tidy;
 mod validate;
 mod workspace;

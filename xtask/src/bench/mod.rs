@@ -20,6 +20,7 @@ use allotrope_config::OptimizationLevel;
 use serde_json::{Value, json};
 
 use crate::error::TaskError;
+use crate::runner::prompt;
 use crate::workspace;
 use machine::Machine;
 use report::{Comparison, Row};
@@ -46,7 +47,8 @@ pub(crate) struct Options {
     /// Measure warm starts alone
     #[arg(long)]
     warm_only: bool,
-    /// Measure instead what each pass gains: decode speed at O2 with the pass and without it
+    /// Measure instead what each pass gains, in a decode step at O2 with the pass and without it, `--runs` times
+    /// (run it as `cargo run --release --package xtask -- bench --passes …`: unoptimized, nothing can be measured)
     #[arg(long, conflicts_with_all = ["levels", "json", "warm_only"])]
     passes: bool,
     /// Where to write every measurement as JSON [default: bench.json in cargo's target folder]
@@ -60,17 +62,16 @@ pub(crate) struct Options {
 /// If the program can't be built, a run fails, its report can't be read, or the levels disagree in a bit.
 pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
     let model = options.model.canonicalize().map_err(TaskError::file(&options.model))?;
+    let mut machine = Machine::describe()?;
+    if options.passes {
+        return passes::run(&model, &options.model.display().to_string(), options.runs, &machine);
+    }
     let vocabulary = vocabulary(&model)?;
     let target = target_folder()?;
     let program = build(&target)?;
-    let mut machine = Machine::describe()?;
     let folder = tempfile::tempdir().map_err(TaskError::file(Path::new("a temporary folder")))?;
     let bench = Bench { options, model: &model, program: &program, folder: folder.path(), vocabulary };
-    let prompts = bench.write_prompt()?;
-    if options.passes {
-        return passes::run(&bench, &prompts, &machine);
-    }
-    let rows = bench.rounds(&prompts, &mut machine)?;
+    let rows = bench.rounds(&mut machine)?;
     let comparison = Comparison {
         model: options.model.display().to_string(),
         checkpoint_bytes: page_cache::checkpoint_bytes(&model)?,
@@ -114,39 +115,33 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Writes the prompt into a file and gives its path.
-    fn write_prompt(&self) -> Result<PathBuf, TaskError> {
+    /// Measures all levels in turn, as often as wanted.
+    fn rounds(&self, machine: &mut Machine) -> Result<Vec<Row>, TaskError> {
         let prompts = self.folder.join("prompt.jsonl");
         let tokens = prompt(self.options.prompt_tokens, self.vocabulary);
         fs::write(&prompts, format!("{}\n", json!({ "tokens": tokens }))).map_err(TaskError::file(&prompts))?;
-        Ok(prompts)
-    }
-
-    /// Measures all levels in turn, as often as wanted.
-    fn rounds(&self, prompts: &Path, machine: &mut Machine) -> Result<Vec<Row>, TaskError> {
         let mut rows: Vec<Row> = self.options.levels.iter().map(|level| Row::new(*level)).collect();
         for round in 1..=self.options.runs {
             for row in &mut rows {
                 eprintln!("round {round} of {}, {}", self.options.runs, row.level);
                 if !self.options.warm_only {
                     page_cache::drop_files(self.model)?;
-                    row.cold.push(self.measure(prompts, row.level, &[])?);
+                    row.cold.push(self.measure(&prompts, row.level)?);
                 }
-                row.warm.push(self.measure(prompts, row.level, &[])?);
+                row.warm.push(self.measure(&prompts, row.level)?);
             }
             machine.measure_bandwidth()?;
         }
         Ok(rows)
     }
 
-    /// One process: load, prefill, decode, with `settings` from the command line.
-    fn measure(&self, prompts: &Path, level: OptimizationLevel, settings: &[&str]) -> Result<Sample, TaskError> {
+    /// One process: load, prefill, decode.
+    fn measure(&self, prompts: &Path, level: OptimizationLevel) -> Result<Sample, TaskError> {
         let (model, prompts) = (self.model.to_string_lossy(), prompts.to_string_lossy());
         let (level, new_tokens) = (level.to_string(), self.options.new_tokens.to_string());
         let mut arguments = vec!["generate", "--model", &model, "--prompts", &prompts, "--format", "json"];
         arguments.extend(["--optimization-level", &level, "--max-tokens", &new_tokens]);
         arguments.extend(["--ignore-eos", "--temperature", "0"]);
-        arguments.extend(settings);
         Sample::parse(&process::capture(self.program, &arguments)?)
     }
 }
@@ -160,25 +155,5 @@ fn vocabulary(model: &Path) -> Result<u32, TaskError> {
     match size {
         Some(size) if size > 0 => Ok(size),
         _ => Err(TaskError::Message(format!("{}: vocab_size is missing or no positive number", path.display()))),
-    }
-}
-
-/// Token ids that differ from each other, spread over the vocabulary.
-fn prompt(tokens: u32, vocabulary: u32) -> Vec<u32> {
-    let spread = |index: u32| (u64::from(index) * 7919 + 13) % u64::from(vocabulary);
-    (0..tokens).filter_map(|index| u32::try_from(spread(index)).ok()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prompts_stay_inside_the_vocabulary() {
-        for vocabulary in [1, 2, 512, 128_256, u32::MAX] {
-            let tokens = prompt(100, vocabulary);
-            assert_eq!(tokens.len(), 100);
-            assert!(tokens.iter().all(|token| *token < vocabulary));
-        }
     }
 }

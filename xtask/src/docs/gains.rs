@@ -14,8 +14,8 @@ use crate::workspace;
 pub(crate) struct PassGain {
     pub(crate) name: String,
     /// Launches of a decode step with this pass off and all others on.
-    pub(crate) launches_without: u64,
-    /// Decode speed with the pass to that without it, where every launch is dispatched by itself.
+    pub(crate) launches_without: usize,
+    /// Time of a step without the pass to that with it, where every launch is dispatched by itself.
     pub(crate) launched: Summary,
     /// The same where the whole step is one recording.
     pub(crate) recorded: Summary,
@@ -27,9 +27,10 @@ pub(crate) struct Gains {
     pub(crate) model: String,
     pub(crate) machine: String,
     pub(crate) command: String,
-    pub(crate) runs: u32,
+    /// How often blocks of steps took turns.
+    pub(crate) blocks: u32,
     /// Launches of a decode step with every pass on.
-    pub(crate) launches: u64,
+    pub(crate) launches: usize,
     pub(crate) passes: Vec<PassGain>,
 }
 
@@ -57,7 +58,7 @@ impl Gains {
     }
 
     pub(super) fn heading(&self) -> &'static str {
-        "decode with it, launched / recorded"
+        "step without it, launched / recorded"
     }
 
     /// Launches without a pass, and its gains in speed.
@@ -65,9 +66,6 @@ impl Gains {
         let Some(gain) = self.passes.iter().find(|gain| gain.name == pass) else {
             return ("–".to_owned(), "not measured".to_owned());
         };
-        if gain.launches_without == self.launches && gain.launched.median == 1.0 {
-            return (self.launches.to_string(), "nothing to match".to_owned());
-        }
         let percent = |ratio: Summary| format!("{:+.0} %", (ratio.median - 1.0) * 100.0);
         (gain.launches_without.to_string(), format!("{} / {}", percent(gain.launched), percent(gain.recorded)))
     }
@@ -76,12 +74,14 @@ impl Gains {
         let spread = self.passes.iter().flat_map(|gain| [gain.launched, gain.recorded]);
         let spread = spread.map(|ratio| ratio.maximum - ratio.minimum).fold(0.0, f64::max);
         format!(
-            "Launches of a decode step of {} at `-O2` on the CPU: {} with every pass, and as many as the table says with one pass off. \
-             Speeds are decode tokens/s with the pass to those with it off, all others on: medians of {} pairs of fresh processes \
-             in turn, on {}; single pairs differ by up to {:.0} points, so a few per cent are noise. `{}` measures it anew.",
+            "Launches of a step of {} at `-O2` on the CPU: {} with every pass, and as many as the table says with one pass off. \
+             Steps are decode steps of one sequence: how much longer one takes with the pass off and all others on, where launches \
+             are dispatched one by one, and where the whole step is one recording; medians of {} ratios of steps that take turns in \
+             one process, on {}. Single ratios differ by up to {:.0} points, so a few per cent are noise, as the pass shows \
+             that has nothing to match in this model. `{}` measures it anew.",
             self.model,
             self.launches,
-            self.runs,
+            self.blocks,
             self.machine,
             spread * 100.0,
             self.command
