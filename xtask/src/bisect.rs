@@ -77,13 +77,24 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
             println!("no rewrite changes a bit");
             Ok(())
         }
-        Some(Guilty { rewrite, rewrites, pass, symptom, change }) => Err(TaskError::Message(format!(
-            "rewrite {rewrite} of {rewrites}, by {pass}, is the first after which the bits differ: {symptom}\n\n{change}\n\
-             `allotrope graph --fuel {rewrite}` shows the graph with it, `--fuel {}` without",
-            rewrite - 1
-        ))),
+        Some(Guilty { rewrite, rewrites, pass, symptom, change }) => {
+            let mut message = format!(
+                "rewrite {rewrite} of {rewrites}, by {pass}, is the first after which the bits differ: {symptom}\n\n{change}"
+            );
+            // Nobody else has the planted pass.
+            if options.plant.is_none() {
+                let before = rewrite - 1;
+                message.push_str(&format!(
+                    "\n`allotrope graph --fuel {rewrite}` shows the graph with it, `--fuel {before}` without"
+                ));
+            }
+            Err(TaskError::Message(message))
+        }
     }
 }
+
+/// How many rewrites each pass made.
+type Matches = Vec<(&'static str, usize)>;
 
 /// The first rewrite after which bits differ, or `None` if there is none.
 ///
@@ -156,7 +167,7 @@ impl Bisection {
     }
 
     /// The graph after so many rewrites, and how many each pass made.
-    fn compiled(&self, fuel: usize) -> Result<(Graph, Vec<(&'static str, usize)>), TaskError> {
+    fn compiled(&self, fuel: usize) -> Result<(Graph, Matches), TaskError> {
         let mut graph = self.as_built.clone();
         let mut matches = Vec::new();
         let fuel = Fuel::limited(fuel);
@@ -168,7 +179,7 @@ impl Bisection {
     }
 
     /// [`Bisection::compiled`], also where that leaves a malformed graph.
-    fn compiled_unverified(&self, fuel: usize) -> (Graph, Vec<(&'static str, usize)>) {
+    fn compiled_unverified(&self, fuel: usize) -> (Graph, Matches) {
         let (mut last, mut matches) = (self.as_built.clone(), Vec::new());
         let mut graph = self.as_built.clone();
         // The error is known: it is the symptom.

@@ -5,6 +5,7 @@
 mod chat;
 mod explain;
 mod generate;
+mod graph;
 mod json_schema;
 mod logits;
 mod prompts_file;
