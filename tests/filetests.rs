@@ -6,15 +6,13 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use allotrope_config::{
-    ActivationQuantization, DeviceFacts, ModelFacts, OptimizationLevel, Options, PassConfig, Source, resolve,
-};
+use allotrope_config::OptimizationLevel;
 use allotrope_cpu_runtime::CpuTarget;
 use allotrope_cuda_runtime::CudaTarget;
-use allotrope_graph::passes::{Fuel, PIPELINE, Pass, find, run_passes};
+use allotrope_graph::passes::{Fuel, PIPELINE, Pass, find, passes_at, run_passes};
 use allotrope_graph::text::{parse, parse_unverified};
 use allotrope_graph::verify::verify;
-use allotrope_graph::{Graph, OpId, OpKind, Target};
+use allotrope_graph::{Graph, OpId, Target};
 use allotrope_tests::here;
 
 /// Between what goes in and what must come out.
@@ -80,19 +78,6 @@ impl Header {
     }
 }
 
-/// The switches of a level for a model like the graph.
-fn switches(graph: &Graph, level: OptimizationLevel) -> PassConfig {
-    let has = |is: fn(&OpKind) -> bool| graph.ops().iter().any(|op| is(&op.kind));
-    let mut model = ModelFacts::assumed();
-    if has(|kind| matches!(kind, OpKind::Quantize { .. })) {
-        model.activation_quantization = ActivationQuantization::Static;
-    }
-    model.has_qk_norm = has(|kind| matches!(kind, OpKind::HeadRmsNorm { .. }));
-    let mut options = Options::default();
-    options.set_optimization_level(level, Source::Builder);
-    resolve(&options, &model, &DeviceFacts::assumed()).unwrap().compilation.pass_config
-}
-
 /// What comes out of the graph of a file.
 fn outcome(input: &str) -> Result<String, String> {
     let header = Header::read(input)?;
@@ -106,18 +91,11 @@ fn outcome(input: &str) -> Result<String, String> {
     let before = graph.clone();
     let target = header.target()?;
     let fuel = header.fuel.map_or(Fuel::UNLIMITED, Fuel::limited);
-    match header.level {
-        Some(level) => {
-            let config = switches(&graph, level);
-            let on = |pass: &Pass| level != OptimizationLevel::O0 && (pass.enabled)(&config);
-            run_passes(&mut graph, PIPELINE, on, &*target, fuel, &mut |_, _| {})
-        }
-        None => {
-            let passes: Vec<Pass> = header.run.iter().map(|pass| **pass).collect();
-            run_passes(&mut graph, &passes, |_| true, &*target, fuel, &mut |_, _| {})
-        }
-    }
-    .map_err(|error| error.to_string())?;
+    let passes = match header.level {
+        Some(level) => passes_at(level, &graph).unwrap(),
+        None => header.run.iter().map(|pass| **pass).collect(),
+    };
+    run_passes(&mut graph, &passes, |_| true, &*target, fuel, &mut |_, _| {}).map_err(|error| error.to_string())?;
     verify(&graph).map_err(|error| error.to_string())?;
     assert_eq!(parse_unverified(&graph.to_string()).unwrap(), graph, "what is printed reads back");
     let mut text = if graph == before { "; nothing changes\n".to_owned() } else { graph.to_string() };

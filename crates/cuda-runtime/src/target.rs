@@ -6,7 +6,7 @@
 //!   tile, element by element or head by head;
 //! - **attention**, split over the context and merged by the last block, which may also scale, cast or quantize the result.
 
-use allotrope_graph::{DType, Definition, Dim, Graph, OpId, OpKind, Target, ValueId};
+use allotrope_graph::{DType, Definition, Graph, OpId, OpKind, Target, ValueId};
 
 /// CUDA's answers to the grouping passes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -21,7 +21,7 @@ impl Target for CudaTarget {
         let mut group_rows = None;
         for op in ops {
             check_operands(graph, *op)?;
-            let rows = rows_of(graph, *op)?;
+            let rows = graph.rows_of(*op)?;
             if *group_rows.get_or_insert(rows) != rows {
                 return Err("one launch runs over tokens or over rows of logits, not both".into());
             }
@@ -36,21 +36,6 @@ impl Target for CudaTarget {
             (0, _) => Err("one launch runs one attention".into()),
             _ => Err("attention and matrix products take launches of their own".into()),
         }
-    }
-}
-
-/// The symbolic size that an operation runs over: `T` or `R`.
-fn rows_of(graph: &Graph, id: OpId) -> Result<Dim, String> {
-    let op = graph.op(id);
-    let value = match op.kind {
-        // Its result is the cache; it runs over the rows of the keys.
-        OpKind::KvWrite => op.inputs.get(1).copied().unwrap_or(op.output),
-        _ => op.output,
-    };
-    match graph.tensor_type(value).map(|tensor| tensor.rows()) {
-        Some(rows @ (Dim::Tokens | Dim::LogitRows)) => Ok(rows),
-        Some(rows) => Err(format!("{} over {rows} rows: only T and R are batch sizes", op.kind.name())),
-        None => Err(format!("{} yields no tensor", op.kind.name())),
     }
 }
 

@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
-use allotrope_config::{
-    ActivationQuantization, CompilationMode, ModelFacts, OptimizationLevel, Options, PassLine, Settings, resolve,
-};
+use allotrope_config::{CompilationMode, ModelFacts, OptimizationLevel, Options, PassLine, Settings, resolve};
 use allotrope_cpu_runtime::{CpuDevice, Isa};
+use allotrope_graph::facts;
 use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
 use allotrope_graph::partition::{SplittingOps, partition};
 use allotrope_graph::passes::{Fuel, PIPELINE, Pass, PassReport, run_passes};
 use allotrope_graph::schedule::{ScheduleReport, schedule};
-use allotrope_graph::verify::VerifyError;
+use allotrope_graph::verify::{VerifyError, verify};
 use allotrope_graph::{Definition, Graph, OpKind, Sizes};
 use allotrope_model::Checkpoint;
 use allotrope_runtime::{CacheLayout, Device, ExecutorOptions, StartupLedger};
@@ -105,7 +104,7 @@ impl Plan {
         &self.graph
     }
 
-    /// The graph after each pass, with what the pass did. The passes run once more for that.
+    /// The graph after each pass, with what the pass did. The passes run once more for that, with each graph verified.
     ///
     /// # Errors
     /// If a pass leaves a malformed graph, which is a bug.
@@ -115,6 +114,7 @@ impl Plan {
         compile(&mut graph, &self.settings, &self.device, &mut |report, graph| {
             stages.push((report.clone(), graph.clone()));
         })?;
+        stages.iter().try_for_each(|(_, graph)| verify(graph))?;
         Ok(stages)
     }
 
@@ -215,14 +215,13 @@ pub(crate) fn limits(settings: &Settings) -> Sizes {
 
 /// What the settings' rules need to know of a model.
 fn model_facts(checkpoint: &Checkpoint, graph: &Graph) -> ModelFacts {
-    let quantizes = graph.ops().iter().any(|op| matches!(op.kind, OpKind::Quantize { .. }));
-    ModelFacts {
+    let of_checkpoint = ModelFacts {
         name: checkpoint.folder().display().to_string(),
-        activation_quantization: if quantizes { ActivationQuantization::Static } else { ActivationQuantization::None },
-        has_qk_norm: graph.ops().iter().any(|op| matches!(op.kind, OpKind::HeadRmsNorm { .. })),
         context_length: checkpoint.config().max_position_embeddings,
         kv_bytes_per_token: checkpoint.kv_bytes_per_token(),
-    }
+        ..ModelFacts::assumed()
+    };
+    facts::model_facts(graph, of_checkpoint)
 }
 
 /// What the executor is built for, from resolved settings.

@@ -47,7 +47,8 @@ pub struct EvaluateError {
     message: String,
 }
 
-/// Runs one step, launch by launch. `caches` holds one cache for each decoder layer and is updated; `block_size` is in tokens.
+/// Runs one step of a graph that [`verify`](crate::verify::verify) accepts, launch by launch. `inputs` must be
+/// [valid](StepInputs::validate) for the vocabulary and the caches, as those of a device must. `caches` holds one cache for each decoder layer and is updated; `block_size` is in tokens.
 ///
 /// # Errors
 /// If a weight is missing, or the batch refers to a cache that is not there.

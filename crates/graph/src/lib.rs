@@ -34,6 +34,7 @@
 //! ```
 
 pub mod evaluate;
+pub mod facts;
 pub mod graph;
 pub mod memory;
 pub mod numerics;

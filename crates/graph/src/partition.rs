@@ -63,11 +63,7 @@ pub fn partition(graph: &Graph, splitting_ops: &SplittingOps) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for (index, group) in graph.groups().iter().enumerate() {
         let splitting = group.ops.iter().any(|op| splitting_ops.contains(&graph.op(*op).kind));
-        let by_logit_rows = group
-            .ops
-            .iter()
-            .filter_map(|op| graph.tensor_type(graph.op(*op).output))
-            .any(|tensor| tensor.rows() == Dim::LogitRows);
+        let by_logit_rows = group.ops.iter().any(|op| graph.rows_of(*op) == Ok(Dim::LogitRows));
         let rows = if by_logit_rows { Dim::LogitRows } else { Dim::Tokens };
         match pieces.last_mut() {
             Some(piece) if piece.splitting == splitting && piece.rows == rows => piece.groups.end = index + 1,

@@ -4,7 +4,7 @@
 //! 2. **SSA**: operations come after those that their operands come from, and each defines the value that says so;
 //! 3. **types and shapes**: the type of every result, symbolic sizes included, is the one that
 //!    [`OpKind::infer`](crate::OpKind::infer) gives for the operands; inputs of the step have the types of
-//!    [`Input`](crate::Input);
+//!    [`Input`](crate::Input); no static size is zero;
 //! 4. **rounding points**: it follows from 3 that no result is kept wider or narrower than its operation rounds to; and
 //!    numbers that an operation carries (scales, epsilons) are ones that it can compute with;
 //! 5. **state**: a state that is written has no other reader, so whoever reads the cache reads it after the write, and no
@@ -15,13 +15,13 @@
 //!
 //! It does not check that a weight exists in a checkpoint, nor that a device has a kernel for a group.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use crate::graph::{Definition, Graph, OpId, Value, ValueId};
 use crate::op::OpKind;
 use crate::text::{Place, lines};
-use crate::types::ValueType;
+use crate::types::{Dim, ValueType};
 
 /// Something that is wrong with a graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,13 +44,12 @@ impl VerifyError {
     fn new(graph: &Graph, problems: Vec<Problem>) -> Self {
         let mut shown = String::new();
         let mut sorted = Vec::with_capacity(problems.len());
-        let mut open = problems;
+        let mut open: BTreeMap<Place, Vec<Problem>> = BTreeMap::new();
+        for problem in problems {
+            open.entry(problem.place).or_default().push(problem);
+        }
         for line in lines(graph) {
-            let (here, others) = open.into_iter().partition(|problem: &Problem| line.place == Some(problem.place));
-            open = others;
-            if here.is_empty() {
-                continue;
-            }
+            let Some(here) = line.place.and_then(|place| open.remove(&place)) else { continue };
             let indent = line.text.len() - line.text.trim_start().len();
             shown.push_str(&format!("\n{}", line.text));
             for problem in &here {
@@ -58,8 +57,10 @@ impl VerifyError {
             }
             sorted.extend(here);
         }
-        open.iter().for_each(|problem| shown.push_str(&format!("\n{}", problem.message)));
-        sorted.extend(open);
+        for problem in open.into_values().flatten() {
+            shown.push_str(&format!("\n{}", problem.message));
+            sorted.push(problem);
+        }
         VerifyError { problems: sorted, shown }
     }
 }
@@ -120,6 +121,13 @@ impl Problems<'_> {
         for (id, value) in self.values().filter(|(_, value)| !matches!(value.definition, Definition::Op(_))) {
             if let Some(first) = known.insert(&value.definition, id) {
                 wrong.push((id, format!("it is the same as %{}, which has a name already", self.name(first))));
+            }
+            let empty = match &value.ty {
+                ValueType::Tensor(tensor) => tensor.shape.contains(&Dim::Static(0)),
+                ValueType::KvCache(cache) => cache.kv_heads == 0 || cache.head_dim == 0,
+            };
+            if empty {
+                wrong.push((id, format!("{} has a size of zero", value.ty)));
             }
             let fits = match &value.definition {
                 Definition::Input(input) => value.ty == ValueType::Tensor(input.tensor_type()),

@@ -37,7 +37,7 @@ fn spoiled(changes: &[(&str, &str)]) -> VerifyError {
 #[test]
 fn each_invariant_is_checked() {
     verify(&parse_unverified(SOUND).unwrap()).unwrap();
-    let cases: [(&[(&str, &str)], &str); 16] = [
+    let cases: [(&[(&str, &str)], &str); 17] = [
         // Names.
         (
             &[("%y: bf16", "%x: bf16"), ("%x, %y, %slots", "%x, %x, %slots")],
@@ -56,6 +56,7 @@ fn each_invariant_is_checked() {
         (&[("silu(%x)", "silu(%cache)")], "operand 0 of silu is kv_cache"),
         (&[("silu(%x)", "silu(%x, %x)")], "silu takes 1 operands (x), found 2"),
         (&[("heads=2, scale", "heads=3, scale")], "attention: q must be bf16[T, 3 × 4]"),
+        (&[("bf16[11, 8]", "bf16[0, 8]")], "bf16[0, 8] has a size of zero"),
         // Rounding points.
         (&[("%y: bf16[T, 8]", "%y: f32[T, 8]")], "it is declared f32[T, 8], but silu gives bf16[T, 8]"),
         (&[("quantize<scale=0.5>", "quantize<scale=0.0>")], "scale must be a finite number above zero"),

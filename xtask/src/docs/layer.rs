@@ -2,14 +2,12 @@
 
 use std::fmt::Write as _;
 
-use allotrope_config::{
-    ActivationQuantization, DeviceFacts, ModelFacts, OptimizationLevel, Options, PassConfig, Source, resolve,
-};
+use allotrope_config::OptimizationLevel;
 use allotrope_cpu_runtime::CpuTarget;
 use allotrope_cuda_runtime::CudaTarget;
-use allotrope_graph::passes::{Fuel, PIPELINE, Pass, run_passes};
+use allotrope_graph::passes::{Fuel, passes_at, run_passes};
 use allotrope_graph::text::{launches_of_layer, print_layer};
-use allotrope_graph::{Graph, OpKind, Target};
+use allotrope_graph::{Graph, Target};
 use allotrope_model::Checkpoint;
 
 use crate::error::TaskError;
@@ -59,23 +57,10 @@ fn open(folder: &str) -> Result<Graph, TaskError> {
     Checkpoint::open(&path).and_then(|checkpoint| checkpoint.graph()).map_err(failed)
 }
 
-/// The switches of a level for a model like the graph.
-pub(super) fn switches(graph: &Graph, level: OptimizationLevel) -> Result<PassConfig, TaskError> {
-    let mut model = ModelFacts::assumed();
-    if graph.ops().iter().any(|op| matches!(op.kind, OpKind::Quantize { .. })) {
-        model.activation_quantization = ActivationQuantization::Static;
-    }
-    let mut options = Options::default();
-    options.set_optimization_level(level, Source::Builder);
-    let settings = resolve(&options, &model, &DeviceFacts::assumed());
-    Ok(settings.map_err(|error| TaskError::Message(error.to_string()))?.compilation.pass_config)
-}
-
 fn compiled(graph: &Graph, level: OptimizationLevel, target: &dyn Target) -> Result<Graph, TaskError> {
-    let config = switches(graph, level)?;
-    let on = |pass: &Pass| level != OptimizationLevel::O0 && (pass.enabled)(&config);
+    let passes = passes_at(level, graph).map_err(|error| TaskError::Message(error.to_string()))?;
     let mut graph = graph.clone();
-    run_passes(&mut graph, PIPELINE, on, target, Fuel::UNLIMITED, &mut |_, _| {})
+    run_passes(&mut graph, &passes, |_| true, target, Fuel::UNLIMITED, &mut |_, _| {})
         .map_err(|error| TaskError::Message(error.to_string()))?;
     Ok(graph)
 }

@@ -1,7 +1,6 @@
 //! What the CPU runs for a group, in words: one line for each phase, the same walk that the lowering takes.
 
 use super::CpuTarget;
-use super::operands::rows_of;
 use super::schedule::{PhaseKind, PhaseOps, schedule, workspace_values};
 use super::steps::{Step, steps};
 use allotrope_graph::memory::MemoryPlan;
@@ -19,7 +18,7 @@ pub(super) fn describe(graph: &Graph, group: usize) -> String {
     let workspace = workspace_values(graph, ops);
     let mut text = String::new();
     for (index, phase) in schedule(graph, ops).iter().enumerate() {
-        let rows = phase.ops.first().and_then(|op| rows_of(graph, *op).ok()).unwrap_or(Dim::Tokens);
+        let rows = phase.ops.first().and_then(|op| graph.rows_of(*op).ok()).unwrap_or(Dim::Tokens);
         let (kind, parts) = match phase.kind {
             PhaseKind::Rows => ("row program", row_program(graph, phase, &workspace)),
             PhaseKind::Linear => ("projections", phase.ops.iter().map(|op| projection(graph, graph.op(*op))).collect()),

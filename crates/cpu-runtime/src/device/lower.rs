@@ -1,6 +1,5 @@
 //! Lowering: a group of ops becomes phases over resolved addresses.
 
-use super::operands::rows_of;
 use super::phase::{Phase, Work};
 use super::rows::RowLowering;
 use super::schedule::{PhaseKind, PhaseOps, schedule};
@@ -58,7 +57,7 @@ impl Lowering<'_> {
 
     fn phase(&self, phase: &PhaseOps) -> Result<Phase, DeviceError> {
         let first = phase.ops.first().copied().ok_or_else(|| internal("a phase without ops".to_owned()))?;
-        let rows = rows_of(self.graph, first).map_err(internal)?;
+        let rows = self.graph.rows_of(first).map_err(internal)?;
         let work = match phase.kind {
             PhaseKind::Rows => Work::Rows(RowLowering::program(self, &phase.ops)?),
             PhaseKind::Linear => {

@@ -1,6 +1,6 @@
 //! How each operation reads its operands, said once for the target, the lowering and the description.
 
-use allotrope_graph::{Dim, Graph, Op, OpId, OpKind, ValueId};
+use allotrope_graph::{Graph, Op, OpKind, ValueId};
 
 /// How an operation reads an operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,21 +35,6 @@ pub(super) fn operand_use(graph: &Graph, op: &Op, index: usize) -> Use {
 fn is_vector_sum(graph: &Graph, op: &Op) -> bool {
     let shape = |index: usize| op.inputs.get(index).and_then(|value| graph.tensor_type(*value)).map(|ty| &ty.shape);
     shape(0) != shape(1)
-}
-
-/// The symbolic size that an op runs over: `T` or `R`.
-pub(super) fn rows_of(graph: &Graph, op: OpId) -> Result<Dim, String> {
-    let op = graph.op(op);
-    let value = match &op.kind {
-        // Its result is the cache; it runs over the rows of the keys.
-        OpKind::KvWrite => op.inputs.get(1).copied().unwrap_or(op.output),
-        _ => op.output,
-    };
-    match graph.tensor_type(value).map(|tensor| tensor.rows()) {
-        Some(rows @ (Dim::Tokens | Dim::LogitRows)) => Ok(rows),
-        Some(rows) => Err(format!("{} over {rows} rows: only T and R are batch sizes", op.kind.name())),
-        None => Err(format!("{} yields no tensor", op.kind.name())),
-    }
 }
 
 /// The sizes of one row of a tensor, outermost first, if they are known from the model.

@@ -1,6 +1,6 @@
 //! What the CPU can run as one launch, and what such a launch may write over.
 
-use super::operands::{Use, operand_use, rows_of};
+use super::operands::{Use, operand_use};
 use super::schedule::{PhaseKind, schedule};
 use super::steps::{Step, steps};
 use allotrope_graph::{DType, Definition, Dim, Graph, Op, OpId, OpKind, Target, ValueId, ValueType};
@@ -18,7 +18,7 @@ impl Target for CpuTarget {
         let mut group_rows = None;
         for op in ops {
             check_movement(graph, graph.op(*op))?;
-            let rows = rows_of(graph, *op)?;
+            let rows = graph.rows_of(*op)?;
             if *group_rows.get_or_insert(rows) != rows {
                 return Err("one launch runs over tokens or over rows of logits, not both".into());
             }
@@ -113,7 +113,7 @@ fn check_op(graph: &Graph, id: OpId) -> Result<(), String> {
 /// A tensor that an op reads row by row must be computed, with as many rows as the op runs over.
 fn rows_problem(graph: &Graph, op: OpId, value: ValueId) -> Option<String> {
     let rows = graph.tensor_type(value).map(|tensor| tensor.rows());
-    computed_problem(graph, value).or_else(|| match (rows, rows_of(graph, op)) {
+    computed_problem(graph, value).or_else(|| match (rows, graph.rows_of(op)) {
         (Some(rows), Ok(expected)) if rows == expected => None,
         (Some(rows), Ok(expected)) => Some(format!("it has {rows} rows where the operation runs over {expected}")),
         (None, _) => Some("it is no tensor".into()),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use crate::op::{Input, OpKind};
 use crate::passes::PassReport;
-use crate::types::{KvCacheType, TensorType, ValueType};
+use crate::types::{Dim, KvCacheType, TensorType, ValueType};
 
 pub use regroup::RegroupError;
 pub(crate) use rewrite::Rewriting;
@@ -167,6 +167,24 @@ impl Graph {
 
     pub(crate) fn record(&mut self, report: PassReport) {
         self.history.push(report);
+    }
+
+    /// The symbolic size that an operation runs over: [`Dim::Tokens`] or [`Dim::LogitRows`].
+    ///
+    /// # Errors
+    /// In words, why it is neither: then the operation has no place in a batch.
+    pub fn rows_of(&self, op: OpId) -> Result<Dim, String> {
+        let op = self.op(op);
+        let value = match op.kind {
+            // Its result is the cache; it runs over the rows of the keys.
+            OpKind::KvWrite => op.inputs.get(1).copied().unwrap_or(op.output),
+            _ => op.output,
+        };
+        match self.tensor_type(value).map(TensorType::rows) {
+            Some(rows @ (Dim::Tokens | Dim::LogitRows)) => Ok(rows),
+            Some(rows) => Err(format!("{} over {rows} rows: only T and R are batch sizes", op.kind.name())),
+            None => Err(format!("{} yields no tensor", op.kind.name())),
+        }
     }
 
     /// The layer whose KV cache a value stands for, before or after writes; `None` if it is no KV cache.

@@ -11,8 +11,11 @@ mod session;
 
 use std::time::{Duration, Instant};
 
-use allotrope_config::PassConfig;
+use allotrope_config::{
+    CompilationMode, DeviceFacts, ModelFacts, OptimizationLevel, Options, PassConfig, SettingsError, Source, resolve,
+};
 
+use crate::facts::model_facts;
 use crate::graph::Graph;
 use crate::target::Target;
 use crate::verify::{VerifyError, verify};
@@ -189,6 +192,20 @@ pub const PIPELINE: &[Pass] = &[
 /// The pass of that name.
 pub fn find(name: &str) -> Option<&'static Pass> {
     PIPELINE.iter().find(|pass| pass.name == name)
+}
+
+/// The passes that a level turns on for a model like the graph, where nobody says otherwise and the device can do everything.
+///
+/// # Errors
+/// If the settings cannot be resolved, which is a bug.
+pub fn passes_at(level: OptimizationLevel, graph: &Graph) -> Result<Vec<Pass>, SettingsError> {
+    let mut options = Options::default();
+    options.set_optimization_level(level, Source::Builder);
+    let model = model_facts(graph, ModelFacts::assumed());
+    let settings = resolve(&options, &model, &DeviceFacts::assumed())?;
+    let compiles = *settings.compilation.mode == CompilationMode::Compile;
+    let on = |pass: &&Pass| compiles && (pass.enabled)(&settings.compilation.pass_config);
+    Ok(PIPELINE.iter().filter(on).copied().collect())
 }
 
 /// Runs the whole pipeline on a flat graph. What every pass did is kept as the graph's [history](Graph::history).

@@ -10,6 +10,9 @@ use crate::op::{AttributeText, Input, OpKind};
 use crate::types::{DType, Dim, KvCacheType, TensorType, ValueType};
 use crate::verify::verify;
 
+/// More attributes than any operation has.
+const MOST_ATTRIBUTES: usize = 8;
+
 /// Something wrong with a text, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
@@ -33,9 +36,10 @@ impl ParseError {
     fn new(text: &str, mut diagnostics: Vec<Diagnostic>) -> Self {
         diagnostics.sort_by_key(|diagnostic| (diagnostic.line, diagnostic.column));
         let mut shown = String::new();
+        let lines: Vec<&str> = text.lines().collect();
         for diagnostic in &diagnostics {
             let Diagnostic { line, column, message } = diagnostic;
-            let source: String = text.lines().nth(line - 1).unwrap_or("").chars().take(200).collect();
+            let source: String = lines.get(line - 1).unwrap_or(&"").chars().take(200).collect();
             let number = line.to_string();
             let (margin, mark) = (" ".repeat(number.len()), " ".repeat((column - 1).min(200)));
             shown.push_str(&format!("\nline {line}, column {column}: {message}\n"));
@@ -236,6 +240,9 @@ impl<'a> Parser<'a> {
         loop {
             let position = self.position;
             let name = self.any_word("an attribute")?;
+            if attributes.len() == MOST_ATTRIBUTES {
+                return Err((position, format!("no operation has more than {MOST_ATTRIBUTES} attributes")));
+            }
             if attributes.iter().any(|(known, _)| *known == name) {
                 return Err((position, format!("the attribute {name} is given twice")));
             }

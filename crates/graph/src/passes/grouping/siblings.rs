@@ -1,6 +1,6 @@
 //! Projections of one input.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::is_linear;
 use crate::graph::{OpId, ValueId};
@@ -54,7 +54,7 @@ fn fuse_siblings(session: &mut Session<'_>, meets: impl Fn(&OpKind) -> bool) {
 /// The last operation that `meets` and that the result of `from` reaches through row operations: where siblings meet.
 fn last_below(session: &Session<'_>, from: OpId, meets: &impl Fn(&OpKind) -> bool) -> Option<OpId> {
     let mut found = None;
-    let mut seen = vec![from];
+    let mut seen = HashSet::from([from]);
     let mut open = vec![from];
     while let Some(op) = open.pop() {
         for &user in session.users(op) {
@@ -66,8 +66,7 @@ fn last_below(session: &Session<'_>, from: OpId, meets: &impl Fn(&OpKind) -> boo
                 && session.op(user).inputs.iter().all(|input| session.graph.producer(*input).is_some());
             let stops =
                 matches!(kind, OpKind::Linear { .. } | OpKind::Attention { .. } | OpKind::Mul | OpKind::RmsNorm { .. });
-            if !residual && !stops && !seen.contains(&user) {
-                seen.push(user);
+            if !residual && !stops && seen.insert(user) {
                 open.push(user);
             }
         }
