@@ -36,6 +36,7 @@
 pub mod evaluate;
 pub mod facts;
 pub mod graph;
+pub mod history;
 pub mod memory;
 pub mod numerics;
 pub mod op;

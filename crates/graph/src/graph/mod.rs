@@ -6,8 +6,8 @@ mod rewrite;
 
 use std::collections::HashMap;
 
+use crate::history::PassReport;
 use crate::op::{Input, OpKind};
-use crate::passes::PassReport;
 use crate::types::{Dim, KvCacheType, TensorType, ValueType};
 
 pub use regroup::RegroupError;

@@ -1,7 +1,7 @@
 //! The pipeline: every pass, in order, each with its flag, and a report of what it did.
 //!
-//! Rewrites ([`rewrites`]) touch operations, and each is an identity that keeps every bit. Grouping passes
-//! ([`grouping`]) only move operations into one launch. Both leave a graph that [`verify`] accepts.
+//! Rewrites (`rewrites/`) touch operations, and each is an identity that keeps every bit. Grouping passes
+//! (`grouping/`) only move operations into one launch. Both leave a graph that [`verify`] accepts.
 
 mod grouping;
 #[cfg(feature = "planted-faults")]
@@ -9,7 +9,7 @@ pub mod planted;
 mod rewrites;
 mod session;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use allotrope_config::{
     CompilationMode, DeviceFacts, ModelFacts, OptimizationLevel, Options, PassConfig, SettingsError, Source, resolve,
@@ -20,7 +20,8 @@ use crate::graph::Graph;
 use crate::target::Target;
 use crate::verify::{VerifyError, verify};
 
-pub use session::{Fuel, NearMiss, Session};
+pub use crate::history::{NearMiss, PassReport};
+pub use session::{Fuel, Session};
 
 /// Whether a pass may touch operations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,29 +54,6 @@ impl Pass {
     pub fn setting(&self) -> String {
         format!("compilation.pass_config.{}", self.name)
     }
-}
-
-/// What a pass did to one graph.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PassReport {
-    /// The pass.
-    pub name: &'static str,
-    /// What it does, in one line.
-    pub description: &'static str,
-    /// Whether the settings turned it on.
-    pub enabled: bool,
-    /// How many rewrites it made.
-    pub matches: usize,
-    /// Places that looked right but were left alone.
-    pub near_misses: Vec<NearMiss>,
-    /// Operations in the graph afterwards.
-    pub ops: usize,
-    /// Launches in the graph afterwards.
-    pub launches: usize,
-    /// Whether the fuel ran out in it or before it.
-    pub out_of_fuel: bool,
-    /// Time taken.
-    pub time: Duration,
 }
 
 const LAUNCHES: &str = "the same operations, with the same rounding points, in fewer launches";

@@ -1,6 +1,7 @@
 //! What a pass works with: the graph, the target that it asks, the fuel that it burns, and the report that it fills.
 
 use crate::graph::{Graph, Op, OpId, RegroupError};
+use crate::history::NearMiss;
 use crate::op::OpKind;
 use crate::target::Target;
 
@@ -34,27 +35,6 @@ impl Fuel {
                 true
             }
         }
-    }
-}
-
-/// Places that looked like a match and were left alone for one reason.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NearMiss {
-    /// Why.
-    pub reason: String,
-    /// The first value where that was so.
-    pub first: String,
-    /// At how many places it was so.
-    pub count: usize,
-}
-
-impl std::fmt::Display for NearMiss {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} (%{}", self.reason, self.first)?;
-        if self.count > 1 {
-            write!(f, " and {} more", self.count - 1)?;
-        }
-        f.write_str(")")
     }
 }
 
