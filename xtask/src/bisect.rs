@@ -1,8 +1,10 @@
 //! `cargo xtask bisect`: the first rewrite of a graph after which the logits have other bits.
 //!
 //! A graph that no rewrite touched is the truth. The pipeline runs with more or less fuel, and the interval between an amount
-//! that gives the same bits and one that does not is halved until it is one rewrite.
+//! that gives the same bits and one that does not is halved until it is one rewrite: the only one that changes bits, or one of
+//! several, the first where bits stay wrong once they are.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,7 +13,7 @@ use allotrope_cpu_runtime::CpuTarget;
 use allotrope_engine::{Llm, Plan};
 use allotrope_graph::evaluate::{ReferenceCache, evaluate};
 use allotrope_graph::passes::{Fuel, PIPELINE, Pass, PassKind, planted, run_passes};
-use allotrope_graph::text::lines;
+use allotrope_graph::text::{Place, lines};
 use allotrope_graph::{Definition, Graph, StepInputs};
 use allotrope_model::Checkpoint;
 use clap::ValueEnum;
@@ -74,7 +76,7 @@ pub(crate) struct Guilty {
 pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
     match bisect(options)? {
         None => {
-            println!("no rewrite changes a bit");
+            println!("the whole pipeline changes no bit");
             Ok(())
         }
         Some(Guilty { rewrite, rewrites, pass, symptom, change }) => {
@@ -83,9 +85,10 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
             );
             // Nobody else has the planted pass.
             if options.plant.is_none() {
-                let before = rewrite - 1;
+                let (model, level, before) = (options.model.display(), options.optimization_level, rewrite - 1);
                 message.push_str(&format!(
-                    "\n`allotrope graph --fuel {rewrite}` shows the graph with it, `--fuel {before}` without"
+                    "\n`allotrope graph --model {model} -O {level} --fuel {rewrite}` shows the graph with it, `--fuel {before}` \
+                     without"
                 ));
             }
             Err(TaskError::Message(message))
@@ -207,9 +210,13 @@ impl Bisection {
 
     fn by_reference(&self, graph: &Graph) -> Result<Vec<f32>, String> {
         let slots = self.inputs.blocks * BLOCK_SIZE;
-        let states = graph.values().iter().filter(|value| matches!(value.definition, Definition::State { .. }));
-        let mut caches: Vec<ReferenceCache> =
-            states.filter_map(|value| value.ty.kv_cache()).map(|ty| ReferenceCache::new(ty, slots)).collect();
+        let states = graph.values().iter().filter_map(|value| match (&value.definition, value.ty.kv_cache()) {
+            (Definition::State { layer }, Some(ty)) => Some((*layer, ReferenceCache::new(ty, slots))),
+            _ => None,
+        });
+        let mut by_layer: Vec<(usize, ReferenceCache)> = states.collect();
+        by_layer.sort_by_key(|(layer, _)| *layer);
+        let mut caches: Vec<ReferenceCache> = by_layer.into_iter().map(|(_, cache)| cache).collect();
         let evaluation = evaluate(graph, &*self.checkpoint, &self.inputs, &mut caches, BLOCK_SIZE);
         let evaluation = evaluation.map_err(|error| error.to_string())?;
         let output = graph.outputs().first().ok_or("the graph has no output")?;
@@ -233,11 +240,18 @@ fn difference(expected: &[f32], found: &[f32]) -> Option<String> {
     ))
 }
 
-/// Lines that only one of two graphs has.
+/// Lines that only one of two graphs has. Launches are numbered anew after each rewrite, which is no change.
 fn change(before: &Graph, after: &Graph) -> String {
-    let texts = |graph: &Graph| -> Vec<String> { lines(graph).into_iter().map(|line| line.text).collect() };
+    let texts = |graph: &Graph| -> Vec<String> {
+        let lines = lines(graph).into_iter().map(|line| match line.place {
+            Some(Place::Group(group)) => format!("  group {{ ; {}", graph.group_label(group)),
+            _ => line.text,
+        });
+        lines.collect()
+    };
     let (before, after) = (texts(before), texts(after));
     let only = |mark: char, these: &[String], others: &[String]| -> String {
+        let others: HashSet<&String> = others.iter().collect();
         let lines = these.iter().filter(|line| !others.contains(line));
         lines.map(|line| format!("{mark}{line}\n")).collect()
     };
@@ -279,6 +293,15 @@ mod tests {
             assert!(guilty.symptom.contains("logits; the first"), "{on:?}: {guilty:?}");
             assert!(guilty.change.contains("%layers.0.gated.product: f32"), "{on:?}: {guilty:?}");
         }
+    }
+
+    #[test]
+    fn a_change_is_the_lines_that_differ_and_not_the_numbers_of_launches() {
+        let bisection = Bisection::new(&options(None, Runner::Cpu, &tiny_chat())).unwrap();
+        // The first group that is formed: everything after it has another number.
+        let (before, after) = (bisection.compiled(2).unwrap().0, bisection.compiled(3).unwrap().0);
+        let change = change(&before, &after);
+        assert!(change.lines().count() <= 6 && change.contains("+  group { ; add+rms_norm"), "{change}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! What CUDA can run as one launch. There are three kinds:
 //!
 //! - **row programs**: row operations over tokens or over rows of logits, a block for one row or several;
-//! - **projections**: matrix products of one input, each block a tile of columns. Before them a *prologue* of row operations
+//! - **projections**: matrix products of one input, or of several that the launch makes of one, each block a tile of columns. Before
+//!   them a *prologue* of row operations
 //!   that make the input, which every block computes for its rows; after them an *epilogue* of operations that work on a
 //!   tile, element by element or head by head;
 //! - **attention**, split over the context and merged by the last block, which may also scale, cast or quantize the result.
@@ -21,6 +22,7 @@ impl Target for CudaTarget {
         let mut group_rows = None;
         for op in ops {
             check_operands(graph, *op)?;
+            check_gather(graph, *op, ops)?;
             let rows = graph.rows_of(*op)?;
             if *group_rows.get_or_insert(rows) != rows {
                 return Err("one launch runs over tokens or over rows of logits, not both".into());
@@ -62,6 +64,19 @@ fn check_operands(graph: &Graph, id: OpId) -> Result<(), String> {
             Err(format!("{name} moves elements between rows"))
         }
         OpKind::Slice { axis: 0, .. } | OpKind::Concat { axis: 0 } => Err(format!("{name} along the rows")),
+        _ => Ok(()),
+    }
+}
+
+/// Rows that indices name may be any block's: they must be complete before the launch.
+fn check_gather(graph: &Graph, id: OpId, ops: &[OpId]) -> Result<(), String> {
+    let op = graph.op(id);
+    let source = op.inputs.first().and_then(|value| graph.producer(*value));
+    let inside = source.is_some_and(|source| ops.binary_search(&source).is_ok());
+    match op.kind {
+        OpKind::SelectRows | OpKind::Embedding if inside => {
+            Err(format!("{} chooses among rows that other blocks of the launch make", op.kind.name()))
+        }
         _ => Ok(()),
     }
 }
@@ -115,6 +130,13 @@ fn check_projections(graph: &Graph, ops: &[OpId]) -> Result<(), String> {
                 }
             }
         }
+    }
+    let inputs = ops.iter().map(|op| graph.op(*op)).filter(|op| is_linear(&op.kind));
+    let mut inputs: Vec<ValueId> = inputs.filter_map(|op| op.inputs.first().copied()).collect();
+    inputs.dedup();
+    let is_made_here = |value: &ValueId| graph.producer(*value).is_some_and(|op| ops.binary_search(&op).is_ok());
+    if inputs.len() > 1 && !inputs.iter().all(is_made_here) {
+        return Err("matrix products of one launch have one input, or inputs that its prologue makes".into());
     }
     Ok(())
 }

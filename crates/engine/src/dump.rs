@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
 use allotrope_config::{Format, explain};
@@ -20,6 +21,9 @@ use crate::plan::{Plan, limits, splitting_ops};
 /// Where the dump is written: another dump is the same wherever it lies.
 const DUMP_SETTING: &str = "compilation.debug_dump_path";
 
+/// The file that lists all others.
+const INDEX: &str = "index.md";
+
 /// The name of the last graph of a dump.
 const AS_RUN: &str = "as-run";
 
@@ -30,29 +34,50 @@ struct File {
 }
 
 /// Writes the dump of a plan into a folder, which is made if it is not there. Files of an earlier dump are replaced, and those
-/// that this one lacks removed; nothing else in the folder is touched.
+/// that this one lacks removed; nothing else in the folder is touched. The index comes last: where it is, all is.
 ///
 /// # Errors
 /// If a file can't be written.
 pub(crate) fn write(plan: &Plan, folder: &Path) -> Result<(), EngineError> {
-    let files = files(plan)?;
+    write_files(folder, &files(plan)?)?;
+    for report in plan.passes().iter().filter(|report| report.enabled) {
+        tracing::info!(pass = report.name, matches = report.matches, time = ?report.time, "dumped");
+    }
+    Ok(())
+}
+
+/// Writes the graphs alone: of a pipeline that did not come to its end.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) fn write_graphs(as_built: &Graph, stages: &[(PassReport, Graph)], folder: &Path) -> Result<(), EngineError> {
+    write_files(folder, &graph_files(as_built, stages))
+}
+
+fn write_files(folder: &Path, files: &[File]) -> Result<(), EngineError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |error| EngineError::Dump { path, error }
     };
     fs::create_dir_all(folder).map_err(failed(folder))?;
-    for name in (0..=PIPELINE.len() + 1).map(graph_file) {
+    let earlier = (0..=PIPELINE.len() + 1).map(graph_file).chain([INDEX.to_owned()]);
+    for name in earlier.filter(|name| *name == INDEX || !files.iter().any(|file| file.name == *name)) {
         let path = folder.join(&name);
-        if !files.iter().any(|file| file.name == name) && path.is_file() {
+        // A link is removed itself, and not what it leads to.
+        if fs::symlink_metadata(&path).is_ok() {
             fs::remove_file(&path).map_err(failed(&path))?;
         }
     }
-    for file in files {
-        let path = folder.join(&file.name);
-        fs::write(&path, file.text).map_err(failed(&path))?;
-    }
-    for report in plan.passes().iter().filter(|report| report.enabled) {
-        tracing::info!(pass = report.name, matches = report.matches, time = ?report.time, "dumped");
+    for File { name, text } in files {
+        let path = folder.join(name);
+        // Written beside its place and moved there, it is there whole or not at all.
+        let partial = folder.join(format!(".{name}.{}.partial", std::process::id()));
+        let written = fs::File::create_new(&partial).and_then(|mut file| file.write_all(text.as_bytes()));
+        let moved = written.and_then(|()| fs::rename(&partial, &path));
+        if let Err(error) = moved {
+            let _ = fs::remove_file(&partial);
+            return Err(EngineError::Dump { path, error });
+        }
     }
     Ok(())
 }
@@ -70,28 +95,29 @@ fn graph_file(place: usize) -> String {
 fn files(plan: &Plan) -> Result<Vec<File>, EngineError> {
     let stages = plan.stages()?;
     let file = |name: &str, text: String| File { name: name.to_owned(), text };
-    let mut files = vec![
-        file("index.md", index(plan, &stages)?),
+    let mut files = graph_files(plan.as_built(), &stages);
+    files.extend([
         file("passes.html", passes_page(plan, &stages)),
         file("launches.txt", launches(plan)),
         file("memory.txt", plan.memory()?.to_text(plan.graph())),
         file("captures.txt", capture_plan(plan)?.to_text()),
         file("settings.json", settings(plan)?),
-        file(&graph_file(0), plan.as_built().to_string()),
         file(&graph_file(PIPELINE.len() + 1), plan.graph().to_string()),
-    ];
-    for (place, (_, graph)) in stages.iter().enumerate().filter(|(_, (report, _))| report.enabled) {
-        files.push(file(&graph_file(place + 1), graph.to_string()));
-    }
+        file(INDEX, index(plan, &stages)?),
+    ]);
     Ok(files)
 }
 
+/// The graph as built, and after each pass that ran.
+fn graph_files(as_built: &Graph, stages: &[(PassReport, Graph)]) -> Vec<File> {
+    let file = |place: usize, graph: &Graph| File { name: graph_file(place), text: graph.to_string() };
+    let ran = stages.iter().enumerate().filter(|(_, (report, _))| report.enabled);
+    [file(0, as_built)].into_iter().chain(ran.map(|(place, (_, graph))| file(place + 1, graph))).collect()
+}
+
 fn index(plan: &Plan, stages: &[(PassReport, Graph)]) -> Result<String, EngineError> {
-    let mut text = format!(
-        "# {} at {}\n\n| file | pass | matches | operations | launches |\n|---|---|--:|--:|--:|\n",
-        plan.checkpoint().folder().display(),
-        plan.level()
-    );
+    let mut text =
+        format!("# {}\n\n| file | pass | matches | operations | launches |\n|---|---|--:|--:|--:|\n", plan.title());
     let as_built = plan.as_built();
     let mut row = |place: usize, what: &str, matches: &str, ops: usize, launches: usize| {
         let name = graph_file(place);
@@ -101,8 +127,11 @@ fn index(plan: &Plan, stages: &[(PassReport, Graph)]) -> Result<String, EngineEr
     for (place, (report, _)) in stages.iter().enumerate().filter(|(_, (report, _))| report.enabled) {
         row(place + 1, report.description, &report.matches.to_string(), report.ops, report.launches);
     }
-    let moved = format!("launches put in order: {} have another place", plan.schedule().moved);
-    row(PIPELINE.len() + 1, &moved, "", plan.graph().ops().len(), plan.launches());
+    let order = plan.schedule().map_or_else(
+        || "launches in the order of the graph".to_owned(),
+        |schedule| format!("launches put in order: {} have another place", schedule.moved),
+    );
+    row(PIPELINE.len() + 1, &order, "", plan.graph().ops().len(), plan.launches());
     let off = stages.iter().filter(|(report, _)| !report.enabled).map(|(report, _)| report.name);
     let off: Vec<&str> = off.collect();
     if !off.is_empty() {
@@ -119,11 +148,13 @@ fn index(plan: &Plan, stages: &[(PassReport, Graph)]) -> Result<String, EngineEr
         "\n## Further files\n\n\
          - [passes.html](passes.html): the graph before and after each pass, side by side\n\
          - [launches.txt](launches.txt): what the device runs for each launch\n\
-         - [memory.txt](memory.txt): where values between launches are kept: {} bytes, of which at most {} are alive at once\n\
+         - [memory.txt](memory.txt): where values between launches are kept: {} bytes, of which at most {} are alive at once, with {} results in place\n\
          - [captures.txt](captures.txt): which parts of a step are recorded, at which sizes\n\
          - [settings.json](settings.json): every setting with its source and reason\n\n\
          The same input gives the same bytes; how long each pass took is in `allotrope explain`.",
-        memory.bytes, memory.lower_bound
+        memory.bytes,
+        memory.lower_bound,
+        memory.in_place.len()
     );
     Ok(text)
 }
@@ -131,8 +162,7 @@ fn index(plan: &Plan, stages: &[(PassReport, Graph)]) -> Result<String, EngineEr
 /// The page that shows the graph before and after each pass.
 pub(crate) fn passes_page(plan: &Plan, stages: &[(PassReport, Graph)]) -> String {
     let stages: Vec<Stage<'_>> = stages.iter().map(|(report, graph)| Stage { report, graph }).collect();
-    let title = format!("{} at {}", plan.checkpoint().folder().display(), plan.level());
-    page(&title, plan.as_built(), &stages)
+    page(&plan.title(), plan.as_built(), &stages)
 }
 
 fn launches(plan: &Plan) -> String {
@@ -149,7 +179,8 @@ fn launches(plan: &Plan) -> String {
 fn capture_plan(plan: &Plan) -> Result<CapturePlan, EngineError> {
     let compilation = &plan.settings().compilation;
     let (mode, sizes) = (*compilation.cudagraph_mode, &compilation.cudagraph_capture_sizes);
-    Ok(CapturePlan::new(plan.graph(), &splitting_ops(plan.settings())?, mode, sizes, limits(plan.settings())))
+    let splitting_ops = splitting_ops(plan.settings())?;
+    Ok(CapturePlan::new(plan.graph(), &splitting_ops, mode, sizes, limits(plan.settings()))?)
 }
 
 fn settings(plan: &Plan) -> Result<String, EngineError> {

@@ -7,7 +7,7 @@ use allotrope_graph::memory::MemoryPlanError;
 use allotrope_graph::partition::UnknownOp;
 use allotrope_graph::verify::VerifyError;
 use allotrope_model::ModelError;
-use allotrope_runtime::{DeviceError, ExecutorError};
+use allotrope_runtime::{DeviceError, ExecutorError, LaunchOrderError};
 
 use crate::sampling::SamplingError;
 
@@ -40,6 +40,9 @@ pub enum EngineError {
         /// Where the setting comes from.
         origin: String,
     },
+    /// The launches are in an order that steps can't have: a bug in whoever built the graph.
+    #[error(transparent)]
+    Order(#[from] LaunchOrderError),
     /// A buffer of the step is too large.
     #[error(transparent)]
     Memory(#[from] MemoryPlanError),

@@ -23,7 +23,7 @@ pub struct Plan {
     settings: Settings,
     as_built: Graph,
     graph: Graph,
-    schedule: ScheduleReport,
+    schedule: Option<ScheduleReport>,
     splitting_ops: SplittingOps,
     device: CpuDevice,
 }
@@ -48,17 +48,26 @@ impl Plan {
         let splitting_ops = splitting_ops(&settings)?;
         let device = ledger.phase("open device", || CpuDevice::new(*settings.cpu.threads, Isa::detect()))?;
         let mut graph = as_built.clone();
-        let mut plan_schedule = ScheduleReport::default();
-        ledger.phase("run passes", || {
-            compile(&mut graph, &settings, &device, &mut |_, _| {})?;
-            if is_compiled(&settings) && settings.compilation.fuel.is_none() {
-                plan_schedule = schedule(&mut graph, &limits(&settings), &splitting_ops);
+        let schedule = ledger.phase("run passes", || {
+            compile(&mut graph, &settings, &device, &mut |_, _| {}).map(|()| {
+                let finished = graph.history().iter().all(|report| !report.out_of_fuel);
+                let reorders = is_compiled(&settings) && finished;
+                reorders.then(|| schedule(&mut graph, &limits(&settings), &splitting_ops))
+            })
+        });
+        let dump_path = (*settings.compilation.debug_dump_path).clone();
+        let schedule = match (schedule, &dump_path) {
+            (Ok(schedule), _) => schedule,
+            (Err(error), None) => return Err(error.into()),
+            (Err(error), Some(folder)) => {
+                // What a pass made before it was found malformed is what somebody will want to see.
+                dump::write_graphs(&as_built, &compiled_as_far_as_it_goes(&as_built, &settings, &device), folder)?;
+                return Err(error.into());
             }
-            Ok::<(), EngineError>(())
-        })?;
-        let plan = Plan { checkpoint, settings, as_built, graph, schedule: plan_schedule, splitting_ops, device };
-        if let Some(folder) = &*plan.settings.compilation.debug_dump_path {
-            ledger.phase("write dump", || dump::write(&plan, folder))?;
+        };
+        let plan = Plan { checkpoint, settings, as_built, graph, schedule, splitting_ops, device };
+        if let Some(folder) = dump_path {
+            ledger.phase("write dump", || dump::write(&plan, &folder))?;
         }
         Ok(plan)
     }
@@ -109,11 +118,7 @@ impl Plan {
     /// # Errors
     /// If a pass leaves a malformed graph, which is a bug.
     pub fn stages(&self) -> Result<Vec<(PassReport, Graph)>, VerifyError> {
-        let mut stages = Vec::with_capacity(PIPELINE.len());
-        let mut graph = self.as_built.clone();
-        compile(&mut graph, &self.settings, &self.device, &mut |report, graph| {
-            stages.push((report.clone(), graph.clone()));
-        })?;
+        let stages = compiled_as_far_as_it_goes(&self.as_built, &self.settings, &self.device);
         stages.iter().try_for_each(|(_, graph)| verify(graph))?;
         Ok(stages)
     }
@@ -127,8 +132,9 @@ impl Plan {
         Ok(dump::passes_page(self, &self.stages()?))
     }
 
-    /// What ordering the launches did; nothing where no pass runs.
-    pub fn schedule(&self) -> ScheduleReport {
+    /// What ordering the launches did; `None` where they were left in the order of the graph: where no pass runs, or the fuel
+    /// ran out.
+    pub fn schedule(&self) -> Option<ScheduleReport> {
         self.schedule
     }
 
@@ -168,6 +174,12 @@ impl Plan {
         self.device.describe(&self.graph, launch)
     }
 
+    /// The checkpoint's folder and the level, on one line whatever the folder is called.
+    pub fn title(&self) -> String {
+        let folder = self.checkpoint.folder().display().to_string();
+        format!("{} at {}", folder.replace(char::is_control, "\u{fffd}"), self.level())
+    }
+
     /// The checkpoint.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
@@ -198,6 +210,15 @@ fn compile(
     let fuel = settings.compilation.fuel.map_or(Fuel::UNLIMITED, Fuel::limited);
     let on = |pass: &Pass| is_compiled(settings) && (pass.enabled)(&settings.compilation.pass_config);
     run_passes(graph, PIPELINE, on, device.target(), fuel, observe)
+}
+
+/// The graph after each pass, down to the first that the verifier does not accept.
+fn compiled_as_far_as_it_goes(as_built: &Graph, settings: &Settings, device: &CpuDevice) -> Vec<(PassReport, Graph)> {
+    let mut stages = Vec::with_capacity(PIPELINE.len());
+    let mut graph = as_built.clone();
+    // The error is the caller's to report; the last of the stages shows it.
+    let _ = compile(&mut graph, settings, device, &mut |report, graph| stages.push((report.clone(), graph.clone())));
+    stages
 }
 
 /// The operations at which steps are cut.

@@ -89,17 +89,17 @@ pub fn evaluate(
             OpKind::KvWrite => {
                 let layer = layers[op.inputs[0].index()];
                 let cache = layer.and_then(|layer| caches.get_mut(layer)).ok_or_else(|| fail("no cache was given"))?;
-                context.kv_write(cache);
+                context.kv_write(cache).map_err(|message| fail(&message))?;
                 layers[op.output.index()] = layer;
             }
             OpKind::Attention { heads, scale } => {
                 let layer = layers[op.inputs[1].index()];
                 let cache = layer.and_then(|layer| caches.get(layer)).ok_or_else(|| fail("no cache was given"))?;
-                let result = context.attention(cache, *heads, *scale);
+                let result = context.attention(cache, *heads, *scale).map_err(|message| fail(&message))?;
                 tensors[op.output.index()] = Some(result);
             }
             _ => {
-                let result = context.tensor_op();
+                let result = context.tensor_op().map_err(|message| fail(&message))?;
                 tensors[op.output.index()] = Some(result);
             }
         }
@@ -120,6 +120,15 @@ impl Context<'_> {
         self.tensors[self.op.inputs[index].index()].as_deref().unwrap_or(&[])
     }
 
+    /// An operand that is a list of indices, which must be below `limit`, and why one is not.
+    fn indices(&self, index: usize, limit: usize) -> Result<Vec<usize>, String> {
+        let indices = self.operand(index).iter().map(|value| {
+            let found = (*value >= 0.0 && *value < limit as f32).then_some(*value as usize);
+            found.ok_or_else(|| format!("operand {index} has the index {value}, beyond {limit}"))
+        });
+        indices.collect()
+    }
+
     /// Elements in a row of an operand.
     fn width(&self, index: usize) -> usize {
         self.graph.tensor_type(self.op.inputs[index]).and_then(|tensor| tensor.width()).unwrap_or(1)
@@ -133,12 +142,13 @@ impl Context<'_> {
         values.map(|value| round_to(self.dtype(), value)).collect()
     }
 
-    fn tensor_op(&self) -> Vec<f32> {
+    fn tensor_op(&self) -> Result<Vec<f32>, String> {
         let x = self.operand(0);
-        match &self.op.kind {
+        Ok(match &self.op.kind {
             OpKind::Embedding | OpKind::SelectRows => {
                 let width = self.width(0);
-                self.operand(1).iter().flat_map(|row| x[*row as usize * width..][..width].to_vec()).collect()
+                let rows = self.indices(1, x.len() / width.max(1))?;
+                rows.into_iter().flat_map(|row| x[row * width..][..width].to_vec()).collect()
             }
             OpKind::Cast { .. } => self.rounded(x.iter().copied()),
             OpKind::RmsNorm { epsilon } | OpKind::HeadRmsNorm { epsilon, .. } => self.rms_norm(*epsilon),
@@ -146,8 +156,8 @@ impl Context<'_> {
             OpKind::Quantize { scale } => self.rounded(x.iter().map(|v| (v / scale).clamp(-E4M3_MAX, E4M3_MAX))),
             OpKind::RopeAngles { inverse_frequencies, attention_scaling } => {
                 let mut angles = Vec::with_capacity(x.len() * 2 * inverse_frequencies.len());
-                for position in &self.inputs.positions {
-                    let phase = |frequency: &f32| f64::from(*position as f32 * frequency);
+                for position in x {
+                    let phase = |frequency: &f32| f64::from(position * frequency);
                     angles.extend(inverse_frequencies.iter().map(|f| phase(f).cos() as f32 * attention_scaling));
                     angles.extend(inverse_frequencies.iter().map(|f| phase(f).sin() as f32 * attention_scaling));
                 }
@@ -168,7 +178,7 @@ impl Context<'_> {
             OpKind::Concat { axis } => self.concat(*axis),
             OpKind::Transpose { permutation } => self.transpose(permutation),
             OpKind::KvWrite | OpKind::Attention { .. } => Vec::new(),
-        }
+        })
     }
 
     /// Sizes of an operand in this batch.
@@ -252,28 +262,44 @@ impl Context<'_> {
         result
     }
 
-    fn kv_write(&self, cache: &mut ReferenceCache) {
+    fn kv_write(&self, cache: &mut ReferenceCache) -> Result<(), String> {
         let width = cache.width;
-        for (token, slot) in self.inputs.slots.iter().enumerate() {
-            if let Ok(slot) = usize::try_from(*slot) {
-                cache.keys[slot * width..][..width].copy_from_slice(&self.operand(1)[token * width..][..width]);
-                cache.values[slot * width..][..width].copy_from_slice(&self.operand(2)[token * width..][..width]);
+        let slots = cache.keys.len() / width.max(1);
+        for (token, slot) in self.operand(3).iter().enumerate().filter(|(_, slot)| **slot >= 0.0) {
+            let slot = *slot as usize;
+            if slot >= slots {
+                return Err(format!("token {token} has slot {slot}, but the cache has {slots}"));
             }
+            cache.keys[slot * width..][..width].copy_from_slice(&self.operand(1)[token * width..][..width]);
+            cache.values[slot * width..][..width].copy_from_slice(&self.operand(2)[token * width..][..width]);
         }
+        Ok(())
     }
 
-    fn attention(&self, cache: &ReferenceCache, heads: usize, scale: f32) -> Vec<f32> {
+    /// The cache slots of a token's context: those of positions 0 to its own; none for padding.
+    fn context_slots(&self, token: usize, slots: usize) -> Result<Vec<usize>, String> {
+        let (position, blocks) = (self.operand(2)[token], self.inputs.blocks);
+        if position < 0.0 {
+            return Ok(Vec::new());
+        }
+        let row = self.operand(3)[token].max(0.0) as usize * blocks;
+        let slot = |position: usize| {
+            let block = row + position / self.block_size;
+            let block = self.operand(4).get(block).filter(|_| position / self.block_size < blocks);
+            let slot = block.map(|block| *block as usize * self.block_size + position % self.block_size);
+            slot.filter(|slot| *slot < slots)
+                .ok_or_else(|| format!("position {position} of token {token} is in no block of the cache"))
+        };
+        (0..=position as usize).map(slot).collect()
+    }
+
+    fn attention(&self, cache: &ReferenceCache, heads: usize, scale: f32) -> Result<Vec<f32>, String> {
         let q = self.operand(0);
         let head_dim = self.width(0) / heads;
         let queries_per_kv_head = heads * head_dim / cache.width;
         let mut result = Vec::with_capacity(q.len());
-        for (token, position) in self.inputs.positions.iter().enumerate() {
-            let table =
-                &self.inputs.block_tables[self.inputs.token_sequences[token].max(0) as usize * self.inputs.blocks..];
-            let slots: Vec<usize> = (0..=*position)
-                .map(|p| p as usize)
-                .map(|p| table[p / self.block_size] as usize * self.block_size + p % self.block_size)
-                .collect();
+        for token in 0..q.len() / (heads * head_dim) {
+            let slots = self.context_slots(token, cache.keys.len() / cache.width)?;
             for head in 0..heads {
                 let offset = head / queries_per_kv_head * head_dim;
                 let query = &q[(token * heads + head) * head_dim..][..head_dim];
@@ -301,6 +327,6 @@ impl Context<'_> {
                 result.extend(self.rounded(sums.into_iter().map(|sum| sum as f32)));
             }
         }
-        result
+        Ok(result)
     }
 }

@@ -5,9 +5,10 @@
 //! over the bytes of an operand of the same size that dies in its launch, where the device says that it may
 //! ([`Target::may_overwrite`]).
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
-use crate::graph::{Definition, Graph, ValueId};
+use crate::graph::{Graph, OpId, ValueId};
 use crate::target::Target;
 use crate::types::Sizes;
 
@@ -20,7 +21,7 @@ pub struct MemoryPlan {
     pub in_place: Vec<(ValueId, ValueId)>,
     /// Bytes of the arena.
     pub bytes: usize,
-    /// The most bytes that are alive at once: no plan can be smaller.
+    /// The most bytes that are alive at once, with these results in place: no layout of the same buffers can be smaller.
     pub lower_bound: usize,
     /// The sizes for which the plan was made; batches may be smaller.
     pub limits: Sizes,
@@ -29,7 +30,8 @@ pub struct MemoryPlan {
 /// A value whose size at the given limits does not fit into the address space.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the buffer of %{value} ({ty}) is too large to address at {tokens} tokens and {logit_rows} rows of logits; lower scheduler.max_num_batched_tokens"
+    "the buffer of %{value} ({ty}) is too large to address at {tokens} tokens and {logit_rows} rows of logits; lower \
+     scheduler.max_num_batched_tokens, or run a smaller model"
 )]
 pub struct MemoryPlanError {
     value: String,
@@ -67,11 +69,13 @@ pub fn plan_memory(
     buffers.sort_by_key(|buffer| (std::cmp::Reverse(buffer.bytes), buffer.values.first().copied()));
     let mut offsets = vec![None; graph.values().len()];
     let mut placed: Vec<(usize, usize)> = Vec::with_capacity(buffers.len());
+    // For each launch the buffers that are alive in it, and those that begin in it: together each that overlaps a life once.
     let mut alive: Vec<Vec<usize>> = vec![Vec::new(); steps + 1];
+    let mut begun: Vec<Vec<usize>> = vec![Vec::new(); steps + 1];
     let mut bytes = 0;
     for buffer in &buffers {
-        let life = &mut alive[buffer.first..=buffer.last];
-        let mut taken: Vec<(usize, usize)> = life.iter().flatten().map(|index| placed[*index]).collect();
+        let overlapping = alive[buffer.first].iter().chain(begun[buffer.first + 1..=buffer.last].iter().flatten());
+        let mut taken: Vec<(usize, usize)> = overlapping.map(|index| placed[*index]).collect();
         taken.sort_unstable();
         let mut offset = 0;
         for (start, end) in taken {
@@ -80,7 +84,8 @@ pub fn plan_memory(
             }
             offset = offset.max(end);
         }
-        life.iter_mut().for_each(|step| step.push(placed.len()));
+        alive[buffer.first..=buffer.last].iter_mut().for_each(|step| step.push(placed.len()));
+        begun[buffer.first].push(placed.len());
         placed.push((offset, offset + buffer.bytes));
         buffer.values.iter().for_each(|value| offsets[value.index()] = Some(offset));
         bytes = bytes.max(offset + buffer.bytes);
@@ -104,6 +109,14 @@ fn most_alive(buffers: &[Buffer], steps: usize) -> usize {
     alive.max().unwrap_or(0)
 }
 
+/// The launch that makes the result of an operation, and the last one that reads it: that after the last launch for a
+/// result of the step.
+fn life(graph: &Graph, op: OpId) -> (usize, usize) {
+    let (id, first) = (graph.op(op).output, graph.group_of(op));
+    let last = graph.users(id).iter().map(|user| graph.group_of(*user)).max().unwrap_or(first);
+    (first, if graph.outputs().contains(&id) { graph.groups().len() } else { last })
+}
+
 /// The values to be kept, in the order in which they are made, each in a buffer of its own.
 fn lifetimes(
     graph: &Graph,
@@ -115,9 +128,7 @@ fn lifetimes(
     for op in graph.groups().iter().flat_map(|group| &group.ops) {
         let id = graph.op(*op).output;
         let Some(tensor) = graph.tensor_type(id) else { continue };
-        let first = graph.group_of(*op);
-        let last_use = graph.users(id).iter().map(|user| graph.group_of(*user)).max().unwrap_or(first);
-        let last = if graph.outputs().contains(&id) { graph.groups().len() } else { last_use };
+        let (first, last) = life(graph, *op);
         if last == first && !workspace.get(first).is_some_and(|inside| inside.contains(&id)) {
             continue;
         }
@@ -177,15 +188,15 @@ impl MemoryPlan {
             self.bytes, self.lower_bound
         );
         let _ = writeln!(text, "{:>12}  {:>12}  {:>9}  value", "offset", "bytes", "launches");
+        let in_place: HashMap<ValueId, ValueId> = self.in_place.iter().copied().collect();
         for op in graph.groups().iter().flat_map(|group| &group.ops) {
             let id = graph.op(*op).output;
             let (Some(offset), Some(tensor)) = (self.offsets[id.index()], graph.tensor_type(id)) else { continue };
-            let first = graph.group_of(*op);
-            let last = graph.users(id).iter().map(|user| graph.group_of(*user)).max().unwrap_or(first);
-            let last = if graph.outputs().contains(&id) { "end".to_owned() } else { last.to_string() };
+            let (first, last) = life(graph, *op);
+            let last = if last == graph.groups().len() { "end".to_owned() } else { last.to_string() };
             let bytes = tensor.bytes(&self.limits).unwrap_or(0);
-            let from = self.in_place.iter().find(|(result, _)| *result == id);
-            let from = from.map_or_else(String::new, |(_, operand)| format!(", over %{}", graph.value(*operand).name));
+            let from = in_place.get(&id);
+            let from = from.map_or_else(String::new, |operand| format!(", over %{}", graph.value(*operand).name));
             let lives = format!("{first}–{last}");
             let _ = writeln!(text, "{offset:>12}  {bytes:>12}  {lives:>9}  %{}: {tensor}{from}", graph.value(id).name);
         }
@@ -194,8 +205,9 @@ impl MemoryPlan {
 
     /// Whether a value is an output or read in another launch than the one that makes it.
     pub fn crosses_launches(graph: &Graph, id: ValueId) -> bool {
-        let Definition::Op(op) = graph.value(id).definition else { return false };
-        let group = graph.group_of(op);
-        graph.outputs().contains(&id) || graph.users(id).iter().any(|user| graph.group_of(*user) != group)
+        graph.producer(id).is_some_and(|op| {
+            let (first, last) = life(graph, op);
+            last > first
+        })
     }
 }

@@ -43,47 +43,50 @@ pub fn schedule(graph: &mut Graph, limits: &Sizes, splitting_ops: &SplittingOps)
     ScheduleReport { moved, peak_before, peak_after }
 }
 
-/// Bytes of a value between launches; 0 for what no launch hands to another.
-fn bytes(graph: &Graph, limits: &Sizes, value: ValueId) -> usize {
-    let tensor = graph.tensor_type(value).filter(|_| MemoryPlan::crosses_launches(graph, value));
-    tensor.and_then(|tensor| tensor.bytes(limits)).unwrap_or(0)
-}
-
-/// Values that a launch makes, and those that it reads from others, each once.
-fn made_and_read(graph: &Graph, group: usize) -> (Vec<ValueId>, Vec<ValueId>) {
-    let ops = &graph.groups()[group];
-    (ops.ops.iter().map(|op| graph.op(*op).output).collect(), graph.group_inputs(ops))
-}
-
-/// How many launches have yet to read a value; outputs are read at the end by one more.
-fn readers(graph: &Graph, value: ValueId) -> usize {
-    let mut places: Vec<usize> = graph.users(value).iter().map(|user| graph.group_of(*user)).collect();
-    places.sort_unstable();
-    places.dedup();
-    let own = graph.producer(value).map(|op| graph.group_of(op));
-    places.iter().filter(|place| Some(**place) != own).count() + usize::from(graph.outputs().contains(&value))
+/// What a launch hands over and takes.
+#[derive(Default)]
+struct Traffic {
+    /// Bytes of the values that it makes for other launches.
+    made: usize,
+    /// The values that it reads from other launches, each once.
+    read: Vec<ValueId>,
 }
 
 /// What is alive while launches run one after the other.
 struct Liveness<'a> {
     graph: &'a Graph,
-    limits: &'a Sizes,
-    /// For each value the launches that have read it so far.
-    read: Vec<usize>,
+    /// By launch.
+    traffic: Vec<Traffic>,
+    /// By value: its bytes, and how many launches have yet to read it.
+    waiting: Vec<(usize, usize)>,
 }
 
 impl<'a> Liveness<'a> {
-    fn new(graph: &'a Graph, limits: &'a Sizes) -> Self {
-        Liveness { graph, limits, read: vec![0; graph.values().len()] }
+    fn new(graph: &'a Graph, limits: &Sizes) -> Self {
+        let mut waiting = vec![(0, 0); graph.values().len()];
+        let mut traffic: Vec<Traffic> = (0..graph.groups().len()).map(|_| Traffic::default()).collect();
+        for op in graph.ops() {
+            let crosses = MemoryPlan::crosses_launches(graph, op.output);
+            let bytes = graph.tensor_type(op.output).filter(|_| crosses).and_then(|tensor| tensor.bytes(limits));
+            waiting[op.output.index()].0 = bytes.unwrap_or(0);
+        }
+        for (traffic, group) in traffic.iter_mut().zip(graph.groups()) {
+            let made = group.ops.iter().map(|op| waiting[graph.op(*op).output.index()].0);
+            traffic.made = made.fold(0, usize::saturating_add);
+            traffic.read = graph.group_inputs(group);
+            traffic.read.retain(|value| waiting[value.index()].0 > 0);
+            traffic.read.iter().for_each(|value| waiting[value.index()].1 += 1);
+        }
+        // A result of the step is read by one more, at the end.
+        graph.outputs().iter().for_each(|output| waiting[output.index()].1 += 1);
+        Liveness { graph, traffic, waiting }
     }
 
     /// Bytes that a launch would make and free.
     fn change(&self, group: usize) -> (usize, usize) {
-        let (made, read) = made_and_read(self.graph, group);
-        let size = |value: &ValueId| bytes(self.graph, self.limits, *value);
-        let last = |value: &&ValueId| readers(self.graph, **value) == self.read[value.index()] + 1;
-        let made = made.iter().map(size).fold(0, usize::saturating_add);
-        (made, read.iter().filter(last).map(size).fold(0, usize::saturating_add))
+        let Traffic { made, read } = &self.traffic[group];
+        let last = read.iter().map(|value| self.waiting[value.index()]).filter(|(_, readers)| *readers == 1);
+        (*made, last.map(|(bytes, _)| bytes).fold(0, usize::saturating_add))
     }
 
     /// Runs launches, and gives the most bytes that they made and did not yet free, over what was alive before them.
@@ -107,9 +110,9 @@ impl<'a> Liveness<'a> {
 
     /// Counts the reads of a launch, or takes them back.
     fn note(&mut self, group: usize, done: bool) {
-        for value in made_and_read(self.graph, group).1 {
-            let read = &mut self.read[value.index()];
-            *read = if done { *read + 1 } else { *read - 1 };
+        for value in &self.traffic[group].read {
+            let readers = &mut self.waiting[value.index()].1;
+            *readers = if done { *readers - 1 } else { *readers + 1 };
         }
     }
 
@@ -119,7 +122,7 @@ impl<'a> Liveness<'a> {
         let mut waits_for = vec![0usize; piece.len()];
         let mut unlocks: Vec<Vec<usize>> = vec![Vec::new(); piece.len()];
         for (index, &group) in piece.iter().enumerate() {
-            let read = made_and_read(self.graph, group).1;
+            let read = self.graph.group_inputs(&self.graph.groups()[group]);
             let producers = read.into_iter().filter_map(|value| self.graph.producer(value));
             let mut places: Vec<usize> = producers.map(|op| self.graph.group_of(op)).collect();
             places.sort_unstable();

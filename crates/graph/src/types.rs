@@ -70,6 +70,12 @@ pub enum Dim {
     Blocks,
 }
 
+/// A count in the one way in which counts are written: no sign, no zeros in front.
+pub(crate) fn read_count(text: &str) -> Option<usize> {
+    let odd = text.starts_with('+') || (text.len() > 1 && text.starts_with('0'));
+    if odd { None } else { text.parse().ok() }
+}
+
 impl FromStr for Dim {
     type Err = ();
 
@@ -79,9 +85,7 @@ impl FromStr for Dim {
             "S" => Ok(Dim::Sequences),
             "R" => Ok(Dim::LogitRows),
             "B" => Ok(Dim::Blocks),
-            // Sizes are written one way only: no sign, no zeros in front.
-            _ if text.starts_with('+') || (text.len() > 1 && text.starts_with('0')) => Err(()),
-            _ => text.parse().map(Dim::Static).map_err(|_| ()),
+            _ => read_count(text).map(Dim::Static).ok_or(()),
         }
     }
 }

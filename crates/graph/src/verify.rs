@@ -4,7 +4,8 @@
 //! 2. **SSA**: operations come after those that their operands come from, and each defines the value that says so;
 //! 3. **types and shapes**: the type of every result, symbolic sizes included, is the one that
 //!    [`OpKind::infer`](crate::OpKind::infer) gives for the operands; inputs of the step have the types of
-//!    [`Input`](crate::Input); no static size is zero;
+//!    [`Input`](crate::Input); no static size is zero, and sizes of
+//!    weights are static;
 //! 4. **rounding points**: it follows from 3 that no result is kept wider or narrower than its operation rounds to; and
 //!    numbers that an operation carries (scales, epsilons) are ones that it can compute with;
 //! 5. **state**: a state that is written has no other reader, so whoever reads the cache reads it after the write, and no
@@ -128,6 +129,11 @@ impl Problems<'_> {
             };
             if empty {
                 wrong.push((id, format!("{} has a size of zero", value.ty)));
+            }
+            let symbolic = matches!((&value.definition, &value.ty), (Definition::Weight(_), ValueType::Tensor(tensor))
+                if tensor.shape.iter().any(|dim| !matches!(dim, Dim::Static(_))));
+            if symbolic {
+                wrong.push((id, format!("{} has a size that no checkpoint knows", value.ty)));
             }
             let fits = match &value.definition {
                 Definition::Input(input) => value.ty == ValueType::Tensor(input.tensor_type()),

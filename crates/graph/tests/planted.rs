@@ -66,6 +66,7 @@ fn faults_are_caught_on_a_decoder_in_the_way_that_they_should_be() {
     let weights = RandomWeights::new(&graph, &mut Random::new(7));
     let outcome = |name: &str| plant(planted::find(name).unwrap(), &graph, &weights);
     assert_eq!(outcome("drop_rounding"), Caught::OtherBits);
+    assert_eq!(outcome("swap_metadata"), Caught::Refused);
     assert_eq!(outcome("read_before_write"), Caught::Refused);
     assert_eq!(outcome("widen_over_write"), Caught::Refused);
     // A decoder has no subtraction, and no cast that loses anything.

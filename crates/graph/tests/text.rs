@@ -57,7 +57,7 @@ fn graphs_differ_by_anything_that_changes_what_they_compute() {
 }
 
 /// What replaces what in the text, and the error: line, column, a part of the message.
-const ERRORS: [(&str, &str, usize, usize, &str); 17] = [
+const ERRORS: [(&str, &str, usize, usize, &str); 20] = [
     ("graph {", "grph {", 1, 1, "expected `graph`, found `grph`"),
     ("return %y\n}", "return %y\n", 15, 1, "expected `}`, found the end of the text"),
     ("return %y\n}", "return %y\n} x", 14, 3, "expected the end after the graph, found `x`"),
@@ -73,6 +73,9 @@ const ERRORS: [(&str, &str, usize, usize, &str); 17] = [
     ("term=-0.0", "term=zero", 9, 35, "term of add_scalar must be a number, found `zero`"),
     ("term=-0.0", "term=1.0, term=1.0", 9, 56, "the attribute term is given twice"),
     ("term=-0.0", "term=[1.0]", 9, 35, "term of add_scalar must be a number, found a list"),
+    ("return %y", "return %y,", 14, 1, "expected the name of a value, found `}`"),
+    ("layer=3", "layer=+3", 5, 15, "expected the number of a layer, found `+3`"),
+    ("[T, 2, 4] =", "[1, 1, 1, 1, 1, 1, 1, 1, 1] =", 12, 11, "no tensor has more than 8 dimensions"),
     ("return %y", "return %\"y", 13, 10, "the quoted name has no end on its line"),
     ("group {", "group { }\n  group {", 8, 11, "the group is empty"),
 ];
@@ -94,6 +97,19 @@ fn an_error_shows_the_line_with_a_mark_under_the_place() {
     let expected = "the text is no graph:\nline 7, column 38: nothing defines %ids\n 7 |   \
                     %x: bf16[T, 8] = embedding(%table, %ids)\n   |                                      ^";
     assert_eq!(error, expected);
+}
+
+#[test]
+fn the_mark_is_under_the_place_after_tabs_and_in_long_lines() {
+    let tabs = parse("graph {\n\t\tinput %x: i32[T]\n}").unwrap_err().to_string();
+    assert!(tabs.contains("\n 2 | \t\tinput %x: i32[T]\n   | \t\t      ^"), "{tabs}");
+    let long = format!("graph {{\n  weight %{}: bf16[Q]\n}}", "a".repeat(500));
+    let error = parse(&long).unwrap_err();
+    let shown = error.to_string();
+    let lines: Vec<&str> = shown.lines().rev().take(2).collect();
+    assert_eq!(lines[0].chars().count(), lines[0].find('^').unwrap() + 1);
+    assert_eq!(lines[1].chars().nth(lines[0].find('^').unwrap()), Some('['), "{shown}");
+    assert!(lines[1].chars().count() < 250, "{shown}");
 }
 
 #[test]
@@ -183,7 +199,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_ends_with_an_error(text in "\\PC{0,200}") {
+    fn any_text_ends_with_an_error(text in "(graph \\{ )?(input |weight %w: |group \\{|return )?[\\PC\n]{0,200}") {
         prop_assert!(parse(&text).is_err());
     }
 }

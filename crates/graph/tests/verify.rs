@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use allotrope_graph::evaluate::{ReferenceCache, evaluate};
 use allotrope_graph::text::parse_unverified;
 use allotrope_graph::verify::{VerifyError, verify};
+use allotrope_graph::{DType, Dim, Graph, KvCacheType, StepInputs, TensorType, WeightData, WeightSource};
 
 const SOUND: &str = "\
 graph {
@@ -37,7 +39,7 @@ fn spoiled(changes: &[(&str, &str)]) -> VerifyError {
 #[test]
 fn each_invariant_is_checked() {
     verify(&parse_unverified(SOUND).unwrap()).unwrap();
-    let cases: [(&[(&str, &str)], &str); 17] = [
+    let cases: [(&[(&str, &str)], &str); 18] = [
         // Names.
         (
             &[("%y: bf16", "%x: bf16"), ("%x, %y, %slots", "%x, %x, %slots")],
@@ -56,6 +58,7 @@ fn each_invariant_is_checked() {
         (&[("silu(%x)", "silu(%cache)")], "operand 0 of silu is kv_cache"),
         (&[("silu(%x)", "silu(%x, %x)")], "silu takes 1 operands (x), found 2"),
         (&[("heads=2, scale", "heads=3, scale")], "attention: q must be bf16[T, 3 × 4]"),
+        (&[("bf16[11, 8]", "bf16[T, 8]")], "bf16[T, 8] has a size that no checkpoint knows"),
         (&[("bf16[11, 8]", "bf16[0, 8]")], "bf16[0, 8] has a size of zero"),
         // Rounding points.
         (&[("%y: bf16[T, 8]", "%y: f32[T, 8]")], "it is declared f32[T, 8], but silu gives bf16[T, 8]"),
@@ -109,4 +112,46 @@ fn a_second_write_to_one_state_is_found() {
     let write = "  %again: kv_cache<bf16, kv_heads=2, head_dim=4> = kv_write(%cache, %x, %y, %slots)\n  %z: bf16";
     let error = spoiled(&[(second, write)]);
     assert!(error.to_string().contains("it uses %cache, which %written writes"), "{error}");
+}
+
+#[test]
+fn a_leaf_that_is_asked_for_with_two_types_is_found() {
+    let mut graph = Graph::new();
+    let narrow = graph.weight("w", TensorType::vector(DType::Bf16, Dim::Static(4)));
+    assert_eq!(graph.weight("w", TensorType::vector(DType::Bf16, Dim::Static(4))), narrow);
+    let wide = graph.weight("w", TensorType::vector(DType::F32, Dim::Static(9)));
+    assert_ne!(wide, narrow);
+    assert!(verify(&graph).unwrap_err().to_string().contains("it is the same as %w"));
+}
+
+#[test]
+fn the_evaluator_refuses_indices_that_lead_nowhere() {
+    let text = SOUND.replacen("embedding(%table, %token_ids)", "embedding(%table, %slots)", 1);
+    let graph = parse_unverified(&text).unwrap();
+    verify(&graph).unwrap();
+    let inputs = |slots: [i32; 2], positions: [i32; 2]| StepInputs {
+        slots: slots.to_vec(),
+        positions: positions.to_vec(),
+        ..StepInputs::one_sequence(&[1, 2], 4)
+    };
+    let run = |graph: &Graph, inputs: &StepInputs| {
+        let cache = KvCacheType { dtype: DType::Bf16, kv_heads: 2, head_dim: 4 };
+        let mut caches = [ReferenceCache::new(&cache, 4)];
+        evaluate(graph, &Ones, inputs, &mut caches, 4).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let sound = parse_unverified(SOUND).unwrap();
+    assert_eq!(run(&sound, &inputs([0, 1], [0, 1])), Ok(()));
+    assert!(run(&graph, &inputs([0, 11], [0, 1])).unwrap_err().contains("operand 1 has the index 11, beyond 11"));
+    assert!(run(&sound, &inputs([0, 4], [0, 1])).unwrap_err().contains("token 1 has slot 4, but the cache has 4"));
+    assert!(run(&sound, &inputs([0, 1], [0, 7])).unwrap_err().contains("position 4 of token 1 is in no block"));
+}
+
+/// A checkpoint that has the one tensor that the graphs of this file use.
+struct Ones;
+
+impl WeightSource for Ones {
+    fn weight(&self, _: &str) -> Option<WeightData<'_>> {
+        const BYTES: [u8; 11 * 8 * 2] = [0x3f; 11 * 8 * 2];
+        Some(WeightData { dtype: DType::Bf16, shape: &[11, 8], bytes: &BYTES })
+    }
 }

@@ -28,22 +28,42 @@ pub struct CapturePlan {
     limits: Sizes,
 }
 
+/// A launch over tokens that comes after one over rows of logits. A step without wanted logits stops before those, so what
+/// comes after them would not run: whoever builds such a graph must choose the rows last.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the launch {launch} ({label}) runs over tokens, but comes after launches over rows of logits; choose rows of logits last"
+)]
+pub struct LaunchOrderError {
+    launch: usize,
+    label: String,
+}
+
 impl CapturePlan {
     /// Cuts the step at `splitting_ops`. `capture_sizes` are ascending; `limits` bound every batch.
+    ///
+    /// # Errors
+    /// If a launch over tokens comes after one over rows of logits.
     pub fn new(
         graph: &Graph,
         splitting_ops: &SplittingOps,
         mode: GraphMode,
         capture_sizes: &[usize],
         limits: Sizes,
-    ) -> Self {
-        CapturePlan {
-            pieces: partition(graph, splitting_ops),
-            launches: graph.groups().len(),
-            mode,
-            capture_sizes: capture_sizes.to_vec(),
-            limits,
+    ) -> Result<Self, LaunchOrderError> {
+        let pieces = partition(graph, splitting_ops);
+        let tail = pieces.iter().skip_while(|piece| piece.rows != Dim::LogitRows);
+        if let Some(piece) = tail.clone().find(|piece| piece.rows != Dim::LogitRows) {
+            let launch = piece.groups.start;
+            return Err(LaunchOrderError { launch, label: graph.group_label(launch) });
         }
+        let (launches, capture_sizes) = (graph.groups().len(), capture_sizes.to_vec());
+        Ok(CapturePlan { pieces, launches, mode, capture_sizes, limits })
+    }
+
+    /// Whether there is anything to record under `PIECEWISE`.
+    pub(crate) fn has_recorded_pieces(&self) -> bool {
+        self.pieces.iter().any(|piece| !piece.splitting)
     }
 
     /// The pieces of the step, in order.
@@ -95,7 +115,7 @@ impl CapturePlan {
             let recorded = (first_piece..self.pieces.len()).filter(|index| !self.pieces[*index].splitting);
             recordings.extend(recorded.filter(|_| mixed != RuntimeMode::None).map(|index| (Part::Piece(index), size)));
         }
-        recordings.retain(|(part, size)| self.sizes(*part, *size).is_some());
+        recordings.retain(|(part, size)| self.sizes(*part, *size).is_some() && !self.launches_of(*part).is_empty());
         recordings
     }
 

@@ -9,6 +9,7 @@ use allotrope_config::{GraphMode, RuntimeMode};
 pub struct Dispatcher {
     mode: GraphMode,
     capture_sizes: Vec<usize>,
+    has_pieces: bool,
     counts: DispatchCounts,
 }
 
@@ -40,7 +41,13 @@ pub struct Decision {
 impl Dispatcher {
     /// A dispatcher for a graph mode and the sizes, ascending, at which it captures.
     pub fn new(mode: GraphMode, capture_sizes: Vec<usize>) -> Self {
-        Dispatcher { mode, capture_sizes, counts: DispatchCounts::default() }
+        Dispatcher { mode, capture_sizes, has_pieces: true, counts: DispatchCounts::default() }
+    }
+
+    /// Says whether steps have pieces that can be recorded: not where every launch is of a splitting operation.
+    #[must_use]
+    pub fn with_pieces(self, has_pieces: bool) -> Self {
+        Dispatcher { has_pieces, ..self }
     }
 
     /// The sizes that are captured, ascending.
@@ -70,6 +77,9 @@ impl Dispatcher {
         let decision = match (wanted, self.size_for(tokens)) {
             (RuntimeMode::None, _) if self.mode == GraphMode::None => none("graphs are off"),
             (RuntimeMode::None, _) => none("the graph mode launches mixed batches one by one"),
+            (RuntimeMode::Piecewise, _) if !self.has_pieces => {
+                none("every launch is of a splitting operation, so no piece is recorded")
+            }
             (_, None) => none("the batch is larger than the largest captured size"),
             (mode, Some(size)) => {
                 let reason = if uniform_decode { "uniform decode batch" } else { "mixed or prefill batch" };
@@ -115,6 +125,15 @@ mod tests {
             assert_eq!(dispatcher.decide(true, 9).mode, None, "{mode:?}: above the largest size");
             assert_eq!(dispatcher.counts().steps.values().sum::<u64>(), 3);
         }
+    }
+
+    #[test]
+    fn without_pieces_nothing_is_called_piecewise() {
+        let mut dispatcher = Dispatcher::new(GraphMode::FullAndPiecewise, vec![8]).with_pieces(false);
+        assert_eq!(dispatcher.decide(true, 3).mode, RuntimeMode::Full);
+        let decision = dispatcher.decide(false, 3);
+        assert_eq!(decision.mode, RuntimeMode::None);
+        assert!(decision.reason.contains("splitting operation"), "{}", decision.reason);
     }
 
     #[test]

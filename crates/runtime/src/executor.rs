@@ -7,7 +7,7 @@ use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
 use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::{Dim, Graph, Sizes, StepError, StepInputs, ValueId, WeightSource};
 
-use crate::capture_plan::{CapturePlan, Part};
+use crate::capture_plan::{CapturePlan, LaunchOrderError, Part};
 use crate::device::{CacheLayout, Device, DeviceError};
 use crate::dispatcher::{DispatchCounts, Dispatcher};
 use crate::ledger::StartupLedger;
@@ -41,6 +41,9 @@ pub enum ExecutorError {
     /// A buffer does not fit into the address space.
     #[error(transparent)]
     Memory(#[from] MemoryPlanError),
+    /// The launches of the graph are in an order that steps can't have.
+    #[error(transparent)]
+    Order(#[from] LaunchOrderError),
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -108,9 +111,10 @@ impl<D: Device> Executor<D> {
             (0..graph.groups().len()).map(|group| device.prepare(&graph, group)).collect::<Result<Vec<_>, _>>()
         })?;
         let (mode, sizes) = (options.graph_mode, options.capture_sizes.len());
-        let plan = CapturePlan::new(&graph, &options.splitting_ops, mode, &options.capture_sizes, options.limits);
+        let plan = CapturePlan::new(&graph, &options.splitting_ops, mode, &options.capture_sizes, options.limits)?;
         let recordings = (0..plan.parts()).map(|_| (0..sizes).map(|_| None).collect()).collect();
-        let dispatcher = Dispatcher::new(options.graph_mode, options.capture_sizes.clone());
+        let dispatcher =
+            Dispatcher::new(options.graph_mode, options.capture_sizes.clone()).with_pieces(plan.has_recorded_pieces());
         let mut executor = Executor {
             device,
             graph,
@@ -192,7 +196,9 @@ impl<D: Device> Executor<D> {
             }
             RuntimeMode::Full if uniform => self.replay(Part::Step, decision.size, &sizes)?,
             RuntimeMode::Full => {
-                self.replay(Part::Body, decision.size, &sizes)?;
+                if !self.plan.launches_of(Part::Body).is_empty() {
+                    self.replay(Part::Body, decision.size, &sizes)?;
+                }
                 self.run_pieces(self.plan.body_pieces(), decision.size, &sizes)?;
             }
             RuntimeMode::Piecewise => self.run_pieces(0, decision.size, &sizes)?,

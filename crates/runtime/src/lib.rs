@@ -20,7 +20,7 @@ pub mod dispatcher;
 pub mod executor;
 pub mod ledger;
 
-pub use capture_plan::{CapturePlan, Part};
+pub use capture_plan::{CapturePlan, LaunchOrderError, Part};
 pub use device::{CacheLayout, Device, DeviceError};
 pub use dispatcher::{Decision, DispatchCounts, Dispatcher};
 pub use executor::{Executor, ExecutorError, ExecutorOptions, StepStatistics};

@@ -115,6 +115,15 @@ fn graph() -> Graph {
 }
 
 fn executor(mode: GraphMode, capture: GraphCapture, require_graphs: bool) -> Executor<Scribe> {
+    executor_of(graph(), mode, capture, require_graphs).unwrap()
+}
+
+fn executor_of(
+    graph: Graph,
+    mode: GraphMode,
+    capture: GraphCapture,
+    require_graphs: bool,
+) -> Result<Executor<Scribe>, ExecutorError> {
     let options = ExecutorOptions {
         limits: Sizes { tokens: 16, sequences: 4, logit_rows: 4, blocks: 4 },
         cache: CacheLayout { blocks: 16, block_size: 4 },
@@ -127,7 +136,7 @@ fn executor(mode: GraphMode, capture: GraphCapture, require_graphs: bool) -> Exe
         splitting_ops: SplittingOps::default(),
     };
     let mut ledger = StartupLedger::since(Instant::now());
-    Executor::build(Scribe::default(), graph(), Arc::new(NoWeights), options, &mut ledger).unwrap()
+    Executor::build(Scribe::default(), graph, Arc::new(NoWeights), options, &mut ledger)
 }
 
 /// A batch of sequences with the given numbers of new tokens; each wants logits of its last token.
@@ -249,4 +258,32 @@ fn batches_that_break_a_limit_or_point_outside_are_refused_before_the_device_see
         assert!(error.contains(name), "{name}: {error}");
     }
     assert!(executor.device().calls.is_empty());
+}
+
+/// A step without wanted logits stops before the launches over rows of logits: what came after them would be skipped.
+#[test]
+fn a_graph_that_works_on_tokens_after_rows_of_logits_is_refused() {
+    let mut late = graph();
+    let z = late.ops()[3].output;
+    let after = late.push("late", OpKind::Silu, &[z]).unwrap();
+    late.add_output(after);
+    for mode in [GraphMode::None, GraphMode::FullAndPiecewise] {
+        let error = executor_of(late.clone(), mode, GraphCapture::Startup, false).err().unwrap().to_string();
+        assert!(
+            error.contains("the launch 6 (silu) runs over tokens, but comes after launches over rows of logits"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_graph_that_works_on_rows_of_logits_alone_records_no_empty_part() {
+    let mut graph = Graph::new();
+    let table = graph.weight("table", TensorType::new(DType::F32, [Dim::Static(8), Dim::Static(8)]));
+    let rows = graph.input(Input::LogitRows);
+    let logits = graph.push("logits", OpKind::Embedding, &[table, rows]).unwrap();
+    graph.add_output(logits);
+    let mut executor = executor_of(graph, GraphMode::Full, GraphCapture::Startup, false).unwrap();
+    executor.step(&batch(&[3, 1])).unwrap();
+    assert_eq!((executor.statistics().launches, executor.statistics().submissions), (1, 1));
 }

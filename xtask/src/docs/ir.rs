@@ -76,17 +76,11 @@ pub(super) fn markdown() -> String {
     }
     text.push_str("\n## Operations\n");
     for OpInfo { name, operands, types, semantics, rounding, reduction } in OPS {
-        let _ = write!(text, "\n### `{name}({})`\n\n{}.\n\n", operands.join(", "), capitalized(semantics));
+        let _ = write!(text, "\n### `{name}({})`\n\nGives {}.\n\n", operands.join(", "), semantics);
         let _ = writeln!(text, "- types: {types}\n- rounding: {rounding}");
         if !reduction.is_empty() {
             let _ = writeln!(text, "- reduction: {reduction}");
         }
     }
     text
-}
-
-/// With the first letter in upper case, unless the text begins with code.
-fn capitalized(text: &str) -> String {
-    let mut characters = text.chars();
-    characters.next().map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
 }

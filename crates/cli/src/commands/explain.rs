@@ -104,7 +104,7 @@ fn memory(plan: &Plan) -> Result<MemoryPlan, CliError> {
 fn how(mode: RuntimeMode) -> &'static str {
     match mode {
         RuntimeMode::Full => "one recording of the whole step",
-        RuntimeMode::Piecewise => "recorded pieces, attention between them launched by itself",
+        RuntimeMode::Piecewise => "recorded pieces, the operations that cut them launched by themselves",
         RuntimeMode::None => "launch by launch",
     }
 }
@@ -143,7 +143,7 @@ fn step_json(plan: &Plan) -> Result<Value, CliError> {
             "bytes": memory.bytes,
             "most_alive": memory.lower_bound,
             "in_place": memory.in_place.len(),
-            "launches_moved": plan.schedule().moved,
+            "launches_moved": plan.schedule().map(|schedule| schedule.moved),
         },
         "passes": passes,
     }))

@@ -44,11 +44,10 @@ pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
 /// What a reader needs to know of the text, as comments.
 fn legend(plan: &Plan) -> String {
     format!(
-        "; {} at {}: {} operations in {} launches, {} as built\n\
+        "; {}: {} operations in {} launches, {} as built\n\
          ; T: tokens of the batch, S: sequences, R: rows of wanted logits, B: KV blocks of a sequence\n\
          ; a group is one launch; so is an operation outside of groups; docs/ir.md says what each operation does\n",
-        plan.checkpoint().folder().display(),
-        plan.level(),
+        plan.title(),
         plan.graph().ops().len(),
         plan.launches(),
         plan.launches_as_built(),

@@ -123,6 +123,32 @@ fn another_dump_into_the_same_folder_replaces_the_first_and_nothing_else() {
     assert_eq!(files["notes.txt"], b"mine");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_dump_replaces_links_and_not_what_they_lead_to() {
+    let (folder, elsewhere) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let victim = elsewhere.path().join("victim");
+    std::fs::write(&victim, "precious").unwrap();
+    for name in ["index.md", "02-eliminate_common_subexpressions.air", "04-fuse_act_mul.air"] {
+        std::os::unix::fs::symlink(&victim, folder.path().join(name)).unwrap();
+    }
+    let files = dump(folder.path(), &["-O2", "-cc.pass_config.fuse_act_mul=false"]);
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
+    assert!(files["index.md"].starts_with(b"# ") && !files.contains_key("04-fuse_act_mul.air"));
+}
+
+#[test]
+fn without_its_index_a_dump_is_not_whole() {
+    let folder = TempDir::new().unwrap();
+    dump(folder.path(), &["-O2"]);
+    std::fs::remove_file(folder.path().join("memory.txt")).unwrap();
+    std::fs::create_dir_all(folder.path().join("memory.txt/in/the/way")).unwrap();
+    let error = graph(&["-O2", "--debug-dump-path", folder.path().to_str().unwrap()]).failed(1);
+    assert!(error.contains("memory.txt"), "{error}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| name != "index.md" && !name.to_str().unwrap().ends_with(".partial")), "{left:?}");
+}
+
 #[test]
 fn a_dump_that_cannot_be_written_is_an_error_that_names_the_place() {
     let folder = TempDir::new().unwrap();
@@ -161,6 +187,10 @@ fn steps_are_cut_where_the_settings_say() {
         serde_json::from_str::<serde_json::Value>(&run.stdout).unwrap()["step"]["pieces"].as_u64().unwrap()
     };
     assert_eq!((pieces("attention"), pieces("[]")), (10, 2));
+    let every = "-cc.splitting_ops=linear,attention,embedding,rms_norm,select_rows,rope_angles";
+    let piecewise = [every, "-cc.cudagraph_mode=PIECEWISE", "--require-graphs", "hi"];
+    let error = generate(&piecewise).failed(1);
+    assert!(error.contains("every launch is of a splitting operation, so no piece is recorded"), "{error}");
     assert!(pieces("linear") > 10);
     let error = graph(&["-cc.splitting_ops=atention"]).failed(2);
     assert!(error.contains("compilation.splitting_ops (command line -cc.splitting_ops)"), "{error}");

@@ -9,6 +9,7 @@ use allotrope_graph::{
     DType, Definition, Graph, Input, KvCacheType, Sizes, StepInputs, TensorType, ValueId, ValueType,
 };
 use allotrope_runtime::device::{CacheLayout, DeviceError};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// What [`allotrope_runtime::device::Device::allocate`] allocates.
@@ -20,7 +21,7 @@ pub(super) struct Memory {
     /// By place in [`Input::ALL`].
     inputs: Vec<Buffer>,
     /// By layer; addresses in `_cache_memory`.
-    caches: Vec<Option<CacheView>>,
+    caches: HashMap<usize, CacheView>,
     _cache_memory: Vec<Buffer>,
     /// Begin of the arena, for kernels.
     begin: *mut u8,
@@ -43,16 +44,13 @@ impl Memory {
             let bytes = bytes.ok_or_else(|| internal(format!("input {} is too large", input.name())))?;
             inputs.push(Buffer::new(bytes).map_err(environment)?);
         }
-        let (mut caches, mut cache_memory) = (Vec::new(), Vec::new());
+        let (mut caches, mut cache_memory) = (HashMap::new(), Vec::new());
         for value in graph.values() {
             let (Definition::State { layer }, ValueType::KvCache(ty)) = (&value.definition, &value.ty) else {
                 continue;
             };
             let (view, buffer) = allocate_cache(*layer, ty, layout)?;
-            if caches.len() <= *layer {
-                caches.resize(layer + 1, None);
-            }
-            caches[*layer] = Some(view);
+            caches.insert(*layer, view);
             cache_memory.push(buffer);
         }
         let types = graph.values().iter().map(|value| value.ty.tensor().cloned()).collect();
@@ -88,7 +86,7 @@ impl Memory {
 
     /// A layer's cache.
     pub(super) fn cache(&self, layer: usize) -> Option<CacheView> {
-        self.caches.get(layer).copied().flatten()
+        self.caches.get(&layer).copied()
     }
 
     /// The most rows that a value has.

@@ -187,19 +187,6 @@ impl Graph {
         }
     }
 
-    /// The layer whose KV cache a value stands for, before or after writes; `None` if it is no KV cache.
-    pub fn state_layer(&self, mut id: ValueId) -> Option<usize> {
-        loop {
-            match &self.value(id).definition {
-                Definition::State { layer } => return Some(*layer),
-                Definition::Op(op) if matches!(self.op(*op).kind, OpKind::KvWrite) => {
-                    id = *self.op(*op).inputs.first()?
-                }
-                _ => return None,
-            }
-        }
-    }
-
     /// The values that a group reads and does not yield itself, in order of first use.
     pub fn group_inputs(&self, group: &Group) -> Vec<ValueId> {
         let mut inputs = Vec::new();
@@ -230,11 +217,12 @@ impl Graph {
     }
 
     fn leaf(&mut self, name: String, ty: ValueType, definition: Definition) -> ValueId {
-        if let Some(known) = self.leaves.get(&definition) {
+        // Asked for again with another type, it is another value, which the verifier will not have.
+        if let Some(known) = self.leaves.get(&definition).filter(|known| self.value(**known).ty == ty) {
             return *known;
         }
         let id = self.push_value(name, ty, definition.clone());
-        self.leaves.insert(definition, id);
+        self.leaves.entry(definition).or_insert(id);
         id
     }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::OpKind;
-use crate::types::{DType, Dim};
+use crate::types::{DType, Dim, read_count};
 
 /// The value of an attribute.
 #[derive(Debug, Clone, PartialEq)]
@@ -88,7 +88,7 @@ impl AttributeReader {
     }
 
     fn count(&mut self, name: &str) -> Result<usize, String> {
-        self.word(name, "a whole number", |word| word.parse().ok())
+        self.word(name, "a whole number", read_count)
     }
 
     fn dtype(&mut self, name: &str) -> Result<DType, String> {
@@ -182,7 +182,7 @@ impl OpKind {
             }
             "concat" => OpKind::Concat { axis: reader.count("axis")? },
             "transpose" => {
-                let permutation = reader.list("permutation", "axes", |word| word.parse().ok())?;
+                let permutation = reader.list("permutation", "axes", read_count)?;
                 OpKind::Transpose { permutation }
             }
             other => return Err(format!("the operation `{other}` has no text form")),

@@ -69,11 +69,13 @@ impl OpKind {
         match (self, operands) {
             (OpKind::Embedding, [table, ids]) => {
                 rule(is_matrix(table) && table.dtype.is_float(), "the table must be a float matrix")?;
+                rule(table.width().is_some(), "a row of the table must have a static size")?;
                 rule(is_indices(ids), "ids must be an i32 vector")?;
                 Ok(TensorType::new(table.dtype, [ids.rows(), table.shape[1]]))
             }
             (OpKind::SelectRows, [x, rows]) => {
-                rule(is_matrix(x), "x must be a matrix")?;
+                rule(is_matrix(x) && x.dtype.is_float(), "x must be a float matrix")?;
+                rule(x.width().is_some(), "a row of x must have a static size")?;
                 rule(is_indices(rows), "rows must be an i32 vector")?;
                 Ok(TensorType::new(x.dtype, [rows.rows(), x.shape[1]]))
             }
@@ -148,6 +150,7 @@ impl OpKind {
             "x and weight must be matrices of one float type",
         )?;
         rule(x.shape[1] == weight.shape[1], "rows of x and weight must be equally long")?;
+        rule(x.width().is_some(), "rows of x and weight must have a static size")?;
         rule(scaled == (x.dtype == DType::F8E4M3), "a scale belongs to quantized operands, and to no others")?;
         rule(is_wide_float(to), "the result must be f32, f16 or bf16")?;
         Ok(TensorType::new(to, [x.rows(), weight.rows()]))

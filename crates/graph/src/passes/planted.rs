@@ -33,6 +33,14 @@ pub const FAULTS: &[Pass] = &[
         run: swap_subtraction,
     },
     Pass {
+        name: "swap_metadata",
+        description: "swap positions and sequences of attention (wrong on purpose)",
+        identity: "none: both are i32[T], and mean something else",
+        kind: PassKind::Rewrite,
+        enabled: |_| true,
+        run: swap_metadata,
+    },
+    Pass {
         name: "read_before_write",
         description: "let attention read the KV cache as it was before the step wrote to it (wrong on purpose)",
         identity: "none: the step's own keys are missing",
@@ -140,6 +148,17 @@ fn swap_subtraction(session: &mut Session<'_>) {
     for subtraction in session.ops_where(|kind| matches!(kind, OpKind::Sub)) {
         if session.may_rewrite() {
             rewriting.ops[subtraction.index()].inputs.reverse();
+        }
+    }
+    rewriting.finish(session.graph);
+}
+
+/// attention(q, cache, positions, token_sequences, …) → attention(q, cache, token_sequences, positions, …).
+fn swap_metadata(session: &mut Session<'_>) {
+    let mut rewriting = Rewriting::of(session.graph);
+    for attention in session.ops_where(|kind| matches!(kind, OpKind::Attention { .. })) {
+        if session.may_rewrite() {
+            rewriting.ops[attention.index()].inputs.swap(2, 3);
         }
     }
     rewriting.finish(session.graph);

@@ -38,7 +38,8 @@ impl Fuel {
     }
 }
 
-/// One run of one pass.
+/// One run of one pass: what a pass of another program's works with too. A pass can look at the graph, form groups, and note
+/// what it leaves alone; operations are rewritten by the passes of this crate alone.
 pub struct Session<'a> {
     pub(crate) graph: &'a mut Graph,
     pub(crate) target: &'a dyn Target,
@@ -48,6 +49,11 @@ pub struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// The graph as it is now. Until the pass ends, groups that others were taken out of may be empty.
+    pub fn graph(&self) -> &Graph {
+        self.graph
+    }
+
     /// Burns fuel for one rewrite and counts it; false if there is no fuel, and the rewrite must not be made.
     pub(crate) fn may_rewrite(&mut self) -> bool {
         let may = self.fuel.take();
@@ -56,7 +62,7 @@ impl Session<'_> {
     }
 
     /// Notes that a place was left alone.
-    pub(crate) fn near_miss(&mut self, at: OpId, reason: impl Into<String>) {
+    pub fn near_miss(&mut self, at: OpId, reason: impl Into<String>) {
         let reason = reason.into();
         match self.near_misses.iter_mut().find(|known| known.reason == reason) {
             Some(known) => known.count += 1,
@@ -67,34 +73,35 @@ impl Session<'_> {
         }
     }
 
-    pub(crate) fn op(&self, id: OpId) -> &Op {
+    /// An operation.
+    pub fn op(&self, id: OpId) -> &Op {
         self.graph.op(id)
     }
 
     /// The operations of a kind, in order.
-    pub(crate) fn ops_where(&self, is: impl Fn(&OpKind) -> bool) -> Vec<OpId> {
+    pub fn ops_where(&self, is: impl Fn(&OpKind) -> bool) -> Vec<OpId> {
         let ids = (0..self.graph.ops().len()).map(|index| OpId(index as u32));
         ids.filter(|op| is(&self.op(*op).kind)).collect()
     }
 
     /// The operation that yields an operand.
-    pub(crate) fn producer(&self, op: OpId, operand: usize) -> Option<OpId> {
+    pub fn producer(&self, op: OpId, operand: usize) -> Option<OpId> {
         self.op(op).inputs.get(operand).and_then(|input| self.graph.producer(*input))
     }
 
     /// The operations of the group that an operation is in.
-    pub(crate) fn group(&self, op: OpId) -> &[OpId] {
+    pub fn group(&self, op: OpId) -> &[OpId] {
         &self.graph.groups()[self.graph.group_of(op)].ops
     }
 
     /// The operations that read a result.
-    pub(crate) fn users(&self, op: OpId) -> &[OpId] {
+    pub fn users(&self, op: OpId) -> &[OpId] {
         self.graph.users(self.op(op).output)
     }
 
     /// Joins the whole groups of `members` into one, if the target has a kernel for it. Gives whether they are one group
     /// now; where not, the reason is noted at the last of the members.
-    pub(crate) fn join(&mut self, members: &[OpId]) -> bool {
+    pub fn join(&mut self, members: &[OpId]) -> bool {
         let at = members.iter().max().copied().unwrap_or(OpId(0));
         self.join_whole(members).unwrap_or_else(|reason| {
             self.near_miss(at, reason);
@@ -128,7 +135,7 @@ impl Session<'_> {
     ///
     /// # Errors
     /// Why the target or the order of things does not allow it; nothing has changed then.
-    pub(crate) fn form(&mut self, ops: &[OpId]) -> Result<bool, String> {
+    pub fn form(&mut self, ops: &[OpId]) -> Result<bool, String> {
         let mut ops = ops.to_vec();
         ops.sort_unstable();
         ops.dedup();

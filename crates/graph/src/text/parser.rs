@@ -1,4 +1,5 @@
-//! From text to a graph. Time and memory are linear in the length of the text.
+//! From text to a graph. Time and memory are linear in the length of the text: ranks and attributes are bounded, so that no
+//! message repeats a long type.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -7,8 +8,14 @@ use super::lexer::{LexError, Lexer, Position, Token};
 use super::printer::{Name, Place};
 use crate::graph::{Definition, Graph, Group, Op, OpId, Value, ValueId};
 use crate::op::{AttributeText, Input, OpKind};
-use crate::types::{DType, Dim, KvCacheType, TensorType, ValueType};
+use crate::types::{DType, Dim, KvCacheType, TensorType, ValueType, read_count};
 use crate::verify::verify;
+
+/// The most characters of a line that are shown before a place.
+const MOST_BEFORE: usize = 100;
+
+/// More dimensions than any tensor has.
+const MOST_DIMENSIONS: usize = 8;
 
 /// More attributes than any operation has.
 const MOST_ATTRIBUTES: usize = 8;
@@ -39,9 +46,14 @@ impl ParseError {
         let lines: Vec<&str> = text.lines().collect();
         for diagnostic in &diagnostics {
             let Diagnostic { line, column, message } = diagnostic;
-            let source: String = lines.get(line - 1).unwrap_or(&"").chars().take(200).collect();
+            let before = lines.get(line - 1).map_or("", |text| *text).chars();
+            // Of a long line, what is around the place.
+            let skipped = (column - 1).saturating_sub(MOST_BEFORE);
+            let source: String = before.skip(skipped).take(2 * MOST_BEFORE).collect();
+            let blank = |character: char| if character == '\t' { '\t' } else { ' ' };
+            let mark: String = source.chars().map(blank).take(column - 1 - skipped).collect();
             let number = line.to_string();
-            let (margin, mark) = (" ".repeat(number.len()), " ".repeat((column - 1).min(200)));
+            let margin = " ".repeat(number.len());
             shown.push_str(&format!("\nline {line}, column {column}: {message}\n"));
             shown.push_str(&format!(" {number} | {source}\n {margin} | {mark}^"));
         }
@@ -285,6 +297,9 @@ impl<'a> Parser<'a> {
             .map_err(|()| (position, format!("`{word}` is no type: f32, f16, bf16, f8e4m3, i32 or kv_cache are")))?;
         let position = self.position;
         let words = self.words_in_brackets()?;
+        if words.len() > MOST_DIMENSIONS {
+            return Err((position, format!("no tensor has more than {MOST_DIMENSIONS} dimensions")));
+        }
         let dims = words.iter().map(|word| {
             word.parse::<Dim>().map_err(|()| (position, format!("`{word}` is no size: a number, T, S, R or B is")))
         });
@@ -309,13 +324,14 @@ impl<'a> Parser<'a> {
 
     fn results(&mut self, position: Position) -> Result<(), LexError> {
         self.places.insert(Place::Outputs, position);
-        while let Token::Name(_) = &self.token {
+        if let Token::Name(_) = &self.token {
             let output = self.name()?;
             self.outputs.push(output);
-            if !self.is_mark(',') {
-                break;
-            }
+        }
+        while self.is_mark(',') {
             self.take()?;
+            let output = self.name()?;
+            self.outputs.push(output);
         }
         Ok(())
     }
@@ -385,7 +401,7 @@ impl<'a> Parser<'a> {
     fn count(&mut self, what: &str) -> Result<usize, LexError> {
         let position = self.position;
         let word = self.any_word(what)?;
-        word.parse().map_err(|_| (position, format!("expected {what}, found `{word}`")))
+        read_count(&word).ok_or_else(|| (position, format!("expected {what}, found `{word}`")))
     }
 
     fn name(&mut self) -> Result<(String, Position), LexError> {

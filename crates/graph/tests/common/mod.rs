@@ -227,6 +227,20 @@ impl Builder {
         self.push(shape(&[HIDDEN]), &[value])
     }
 
+    /// The tokens moved to another axis and back, by transposes that cancel each other or go all the way round.
+    pub fn turns(&mut self, random: &mut Random, x: ValueId) -> ValueId {
+        let shape = vec![Dim::Static(4), Dim::Tokens, Dim::Static(HIDDEN / 4)];
+        let apart = vec![Dim::Tokens, Dim::Static(4), Dim::Static(HIDDEN / 4)];
+        let split = self.push(OpKind::Reshape { shape: apart }, &[x]);
+        let mut value = self.push(OpKind::Transpose { permutation: vec![1, 0, 2] }, &[split]);
+        value = self.push(OpKind::Reshape { shape }, &[value]);
+        let back = [vec![vec![1, 0, 2]], vec![vec![1, 2, 0], vec![0, 2, 1]]][random.below(2)].clone();
+        for permutation in back {
+            value = self.push(OpKind::Transpose { permutation }, &[value]);
+        }
+        self.push(OpKind::Reshape { shape: vec![Dim::Tokens, Dim::Static(HIDDEN)] }, &[value])
+    }
+
     /// Slices of one or two values, concatenated: in order, or not.
     pub fn parts(&mut self, random: &mut Random, x: ValueId, y: ValueId) -> ValueId {
         let cut = 1 + random.below(HIDDEN - 1);
@@ -364,7 +378,7 @@ pub fn random_graph(random: &mut Random) -> Graph {
         let x = values[random.below(values.len())];
         let y = values[random.below(values.len())];
         let quantized = [None, Some(0.05), Some(0.1)][random.below(3)];
-        let next = match random.below(14) {
+        let next = match random.below(15) {
             0 => builder.norm(x),
             1 => builder.linear(x, HIDDEN, quantized),
             2 => builder.push(OpKind::Add, &[x, y]),
@@ -384,7 +398,8 @@ pub fn random_graph(random: &mut Random) -> Graph {
             9 => builder.scalars(random, x),
             10 => builder.moves(random, x),
             11 => builder.parts(random, x, y),
-            12 => {
+            12 => builder.turns(random, x),
+            13 => {
                 let normalized = builder.head_norm(x, 4);
                 builder.push(OpKind::Rope { heads: 4 }, &[normalized, angles])
             }
@@ -403,6 +418,17 @@ pub fn random_graph(random: &mut Random) -> Graph {
             builder.graph.add_output(*value);
         }
     }
-    let last = values[values.len() - 1];
+    let mut last = values[values.len() - 1];
+    if random.below(2) == 0 {
+        // Operations on rows of logits, besides the norm and the projection that come last.
+        let rows = builder.graph.input(Input::LogitRows);
+        let chosen = builder.push(OpKind::SelectRows, &[last, rows]);
+        let chosen = builder.casts(random, chosen);
+        let activated = builder.push(OpKind::Silu, &[chosen]);
+        let projected = builder.linear(activated, HIDDEN, [None, Some(0.05)][random.below(2)]);
+        let sum = builder.push(OpKind::Add, &[chosen, projected]);
+        builder.graph.add_output(sum);
+        last = values[random.below(values.len())];
+    }
     builder.finish(last)
 }
