@@ -1,0 +1,6 @@
+//! A CUDA driver that runs PTX on the CPU.
+
+pub mod forms;
+pub mod machine;
+pub mod program;
+pub mod ptx;

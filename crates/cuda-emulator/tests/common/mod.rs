@@ -1,0 +1,155 @@
+//! Runs small PTX texts on the machine, without the driver.
+
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, reason = "shared by tests that each use a part")]
+
+use std::sync::Arc;
+
+use allotrope_cuda_emulator::machine::memory::{Memory, Region};
+use allotrope_cuda_emulator::machine::{Counts, Launch, Random, Report, run};
+use allotrope_cuda_emulator::program::{Kernel, load};
+use allotrope_cuda_emulator::ptx::Error;
+
+/// A device's memory and a loaded text.
+pub struct Bench {
+    pub memory: Memory,
+    pub kernels: Vec<Arc<Kernel>>,
+    pub seed: u64,
+}
+
+/// How a kernel is launched.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub grid: [u32; 3],
+    pub threads: u32,
+    pub dynamic_shared: u32,
+    pub cooperative: bool,
+}
+
+/// So many blocks of so many threads.
+pub fn shape(blocks: u32, threads: u32) -> Shape {
+    Shape { grid: [blocks, 1, 1], threads, dynamic_shared: 0, cooperative: false }
+}
+
+impl Bench {
+    pub fn new(text: &str) -> Result<Self, Error> {
+        let mut memory = Memory::default();
+        let program = load(text, &mut |variable| {
+            let region = memory.allocate(variable.bytes.max(1))?;
+            region.write(region.address, &vec![0; variable.bytes as usize]);
+            region.write(region.address, &variable.initial);
+            Some(region.address)
+        })?;
+        Ok(Self { memory, kernels: program.kernels, seed: seed() })
+    }
+
+    /// Memory with these bytes.
+    pub fn put(&mut self, bytes: &[u8]) -> Arc<Region> {
+        let region = self.memory.allocate(bytes.len().max(1) as u64).unwrap();
+        region.write(region.address, bytes);
+        region
+    }
+
+    pub fn put_words(&mut self, values: &[u32]) -> Arc<Region> {
+        self.put(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    pub fn put_floats(&mut self, values: &[f32]) -> Arc<Region> {
+        self.put(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    /// Memory that a kernel must write all of: it holds a NaN at first in every format.
+    pub fn poisoned(&mut self, bytes: usize) -> Arc<Region> {
+        self.put(&vec![0xff; bytes])
+    }
+
+    pub fn launch(&mut self, name: &str, shape: Shape, arguments: &[Argument]) -> Result<Counts, Box<Report>> {
+        let kernel = Arc::clone(self.kernels.iter().find(|kernel| kernel.name == name).expect("no such kernel"));
+        assert_eq!(kernel.parameters.len(), arguments.len(), "arguments of {name}");
+        let mut parameters = vec![0; kernel.parameter_bytes];
+        for (place, argument) in kernel.parameters.iter().zip(arguments) {
+            let bytes = match argument {
+                Argument::Pointer(address) => address.to_le_bytes().to_vec(),
+                Argument::Word(value) => value.to_le_bytes().to_vec(),
+                Argument::Float(value) => value.to_le_bytes().to_vec(),
+            };
+            assert_eq!(bytes.len(), place.bytes);
+            parameters[place.offset..place.offset + place.bytes].copy_from_slice(&bytes);
+        }
+        let launch = Launch {
+            kernel,
+            grid: shape.grid,
+            threads: [shape.threads, 1, 1],
+            dynamic_shared: shape.dynamic_shared,
+            parameters,
+            cooperative: shape.cooperative,
+            seed: self.seed,
+            check_uninitialized: true,
+            host_threads: 2,
+        };
+        run(&launch, &self.memory.view())
+    }
+}
+
+/// A kernel argument.
+#[derive(Clone, Copy)]
+pub enum Argument {
+    Pointer(u64),
+    Word(u32),
+    Float(f32),
+}
+
+/// A pointer to a region.
+pub fn at(region: &Region) -> Argument {
+    Argument::Pointer(region.address)
+}
+
+/// The bytes of a region.
+pub fn bytes(region: &Region) -> Vec<u8> {
+    let mut bytes = vec![0; region.size as usize];
+    region.read(region.address, &mut bytes);
+    bytes
+}
+
+pub fn words(region: &Region) -> Vec<u32> {
+    bytes(region).as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(*four)).collect()
+}
+
+pub fn quads(region: &Region) -> Vec<u64> {
+    bytes(region).as_chunks::<8>().0.iter().map(|eight| u64::from_le_bytes(*eight)).collect()
+}
+
+pub fn floats(region: &Region) -> Vec<f32> {
+    words(region).into_iter().map(f32::from_bits).collect()
+}
+
+/// A fresh seed, printed so that a failure can be run again.
+pub fn seed() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let seed = u64::from(since.subsec_nanos()) ^ since.as_secs() << 20;
+    println!("seed {seed}");
+    seed
+}
+
+/// Numbers between -1 and 1.
+pub fn uniform(random: &mut Random, count: usize) -> Vec<f32> {
+    (0..count).map(|_| (random.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
+}
+
+/// Asserts element by element, so that a NaN fails.
+pub fn assert_close(got: &[f32], expected: &[f32], relative: f32, absolute: f32, what: &str) {
+    if let Some(difference) = difference(got, expected, relative, absolute) {
+        panic!("{what}: {difference}");
+    }
+}
+
+/// The first element that is too far off.
+pub fn difference(got: &[f32], expected: &[f32], relative: f32, absolute: f32) -> Option<String> {
+    if got.len() != expected.len() {
+        return Some(format!("{} elements, expected {}", got.len(), expected.len()));
+    }
+    let far = got.iter().zip(expected).position(|(x, y)| {
+        let error = (x - y).abs();
+        !(error <= relative * y.abs() + absolute)
+    })?;
+    Some(format!("element {far}: {}, expected {}", got[far], expected[far]))
+}
