@@ -47,17 +47,17 @@ impl Plan {
         })?;
         let splitting_ops = splitting_ops(&settings)?;
         let device = ledger.phase("open device", || CpuDevice::new(*settings.cpu.threads, Isa::detect()))?;
-        let mut graph = as_built.clone();
-        let schedule = ledger.phase("run passes", || {
-            compile(&mut graph, &settings, &device, &mut |_, _| {}).map(|()| {
-                let finished = graph.history().iter().all(|report| !report.out_of_fuel);
-                let reorders = is_compiled(&settings) && finished;
-                reorders.then(|| schedule(&mut graph, &limits(&settings), &splitting_ops))
-            })
+        let compiled = ledger.phase("run passes", || {
+            let mut graph = as_built.clone();
+            compile(&mut graph, &settings, &device, &mut |_, _| {})?;
+            let finished = graph.history().iter().all(|report| !report.out_of_fuel);
+            let reorders = is_compiled(&settings) && finished;
+            let schedule = reorders.then(|| schedule(&mut graph, &limits(&settings), &splitting_ops));
+            Ok::<_, VerifyError>((graph, schedule))
         });
         let dump_path = (*settings.compilation.debug_dump_path).clone();
-        let schedule = match (schedule, &dump_path) {
-            (Ok(schedule), _) => schedule,
+        let (graph, schedule) = match (compiled, &dump_path) {
+            (Ok(compiled), _) => compiled,
             (Err(error), None) => return Err(error.into()),
             (Err(error), Some(folder)) => {
                 // What a pass made before it was found malformed is what somebody will want to see.
