@@ -1,5 +1,6 @@
 //! A CUDA driver that runs PTX on the CPU.
 
+mod driver;
 pub mod forms;
 pub mod machine;
 pub mod program;

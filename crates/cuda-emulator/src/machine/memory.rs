@@ -359,6 +359,14 @@ impl Memory {
         self.view = None;
     }
 
+    /// Frees everything.
+    pub fn clear(&mut self) {
+        let addresses: Vec<u64> = self.regions.iter().map(|region| region.address).collect();
+        for address in addresses {
+            self.free(address);
+        }
+    }
+
     /// What a kernel that starts now sees.
     pub fn view(&mut self) -> View {
         let make = || View { regions: Arc::new(self.regions.clone()), freed: Arc::new(self.freed.clone()) };

@@ -51,7 +51,7 @@ pub fn load(text: &str, place: &mut Place<'_>) -> Result<Program, Error> {
         kernel.lines = kernel.code.iter().map(|instruction| line(instruction).unwrap_or_default().to_owned()).collect();
         kernels.push(Arc::new(kernel));
     }
-    Ok(Program { kernels, globals })
+    Ok(Program { target: module.target.to_owned(), kernels, globals })
 }
 
 fn place_global<'a>(

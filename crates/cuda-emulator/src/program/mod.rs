@@ -226,6 +226,8 @@ pub struct Global {
 /// A loaded module.
 #[derive(Clone, Debug)]
 pub struct Program {
+    /// What it was compiled for, such as `sm_80`.
+    pub target: String,
     /// The kernels.
     pub kernels: Vec<std::sync::Arc<Kernel>>,
     /// Variables in device memory.

@@ -1,6 +1,12 @@
 //! Runs small PTX texts on the machine, without the driver.
 
-#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, reason = "shared by tests that each use a part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "shared by tests that each use a part"
+)]
 
 use std::sync::Arc;
 

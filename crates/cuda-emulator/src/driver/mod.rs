@@ -1,0 +1,9 @@
+//! The driver: what programs call, with the names and layouts of `libcuda.so`.
+
+mod api;
+mod capture;
+mod graph;
+mod options;
+mod state;
+mod status;
+mod work;
