@@ -112,7 +112,7 @@ impl Work {
     /// Does it, outside of the driver's lock.
     pub(super) fn perform(&self, driver: &Driver, random: &mut Random) -> Result<(), Status> {
         match self {
-            Self::Launch(call) => launch(call, driver, random.next()),
+            Self::Launch(call) => launch(call, driver, random.bits()),
             Self::CopyStaged { to, bytes } => {
                 let region = find(driver, "copy to", *to, bytes.len() as u64)?;
                 region.write(*to, bytes);
@@ -188,6 +188,7 @@ fn find(driver: &Driver, does: &str, address: u64, bytes: u64) -> Result<Arc<Reg
 fn launch(call: &Call, driver: &Driver, seed: u64) -> Result<(), Status> {
     let (view, launch) = {
         let mut state = driver.lock();
+        let workspace = if call.cooperative { state.memory.workspace().ok_or(Status::OUT_OF_MEMORY)? } else { 0 };
         let launch = Launch {
             kernel: Arc::clone(&call.kernel),
             grid: call.grid,
@@ -195,6 +196,7 @@ fn launch(call: &Call, driver: &Driver, seed: u64) -> Result<(), Status> {
             dynamic_shared: call.dynamic_shared,
             parameters: call.parameters.clone(),
             cooperative: call.cooperative,
+            workspace,
             seed,
             check_uninitialized: state.options.check_uninitialized,
             host_threads: state.options.threads,

@@ -19,13 +19,7 @@ fn signed(value: u32) -> i32 {
 }
 
 fn relu(value: f32) -> f32 {
-    if value > 0.0 {
-        value
-    } else if value.is_nan() {
-        value
-    } else {
-        0.0
-    }
+    if value <= 0.0 { 0.0 } else { value }
 }
 
 /// An integer, rounded to `f32` in a direction by way of its neighbours.

@@ -164,6 +164,9 @@ fn matches(pattern: &str, opcode: &str) -> bool {
 /// The opcode to look up: what `mov` does depends on its operands, so it has other names for them.
 pub(crate) fn canonical<'a>(written: &syntax::Instruction<'a>) -> Cow<'a, str> {
     let opcode = written.opcode;
+    if opcode.starts_with("atom.") || opcode.starts_with("red.") {
+        return Cow::Owned(atomic_order(opcode));
+    }
     let Some(kind) = opcode.strip_prefix("mov.") else { return Cow::Borrowed(opcode) };
     match written.operands.as_slice() {
         [Operand::Vector(list), _] => Cow::Owned(format!("mov_unpack.{kind}.{}", list.len())),
@@ -173,6 +176,18 @@ pub(crate) fn canonical<'a>(written: &syntax::Instruction<'a>) -> Cow<'a, str> {
         }
         _ => Cow::Borrowed(opcode),
     }
+}
+
+/// The modifiers of an atomic in the order of the table: headers of libraries have others, which assemblers take as well.
+fn atomic_order(opcode: &str) -> String {
+    let mut parts: Vec<&str> = opcode.split('.').collect();
+    parts[1..].sort_by_key(|part| match *part {
+        "relaxed" | "acquire" | "release" | "acq_rel" => 0,
+        "cta" | "gpu" | "sys" => 1,
+        "global" | "shared" | "shared::cta" => 2,
+        _ => 3,
+    });
+    parts.join(".")
 }
 
 /// `setp.lt.and.s32` as a comparison and an operation on predicates.

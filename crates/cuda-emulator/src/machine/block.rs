@@ -20,6 +20,8 @@ pub struct Dimensions {
     pub dynamic_shared: u32,
     /// Bytes of shared memory together.
     pub total_shared: u32,
+    /// Where the blocks of a cooperative grid wait for each other.
+    pub workspace: u64,
 }
 
 impl Dimensions {

@@ -28,6 +28,8 @@ pub struct Launch {
     pub parameters: Vec<u8>,
     /// Whether blocks may wait for each other.
     pub cooperative: bool,
+    /// Where they do so; zero if they may not. See [`super::memory::Memory::workspace`].
+    pub workspace: u64,
     /// The seed of the order.
     pub seed: u64,
     /// Whether reads of unwritten bytes are faults.
@@ -94,11 +96,11 @@ struct Order {
 impl Order {
     fn new(blocks: u64, seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let mut step = 1 + random.next() % blocks.max(1);
+        let mut step = 1 + random.bits() % blocks.max(1);
         while greatest_divisor(step, blocks) != 1 {
             step = step % blocks + 1;
         }
-        Self { blocks, step, first: random.next() % blocks.max(1) }
+        Self { blocks, step, first: random.bits() % blocks.max(1) }
     }
 
     fn block(&self, number: u64) -> Option<u64> {
@@ -165,6 +167,7 @@ impl<'l> Crew<'l> {
             block: place.map(|side| side as u32),
             dynamic_shared: launch.dynamic_shared,
             total_shared: total,
+            workspace: launch.workspace,
         };
         let (mut warps, mut shared) = self.spare.pop().unwrap_or_default();
         let count = dimensions.threads_of_block().div_ceil(32);

@@ -287,6 +287,7 @@ pub struct Memory {
     next: u64,
     used: u64,
     view: Option<View>,
+    workspace: Option<Arc<Region>>,
 }
 
 impl Memory {
@@ -359,8 +360,21 @@ impl Memory {
         self.view = None;
     }
 
+    /// The address of the words through which the blocks of a cooperative grid wait for each other, all zero. There is one such
+    /// place, since one grid runs at a time.
+    pub fn workspace(&mut self) -> Option<u64> {
+        const BYTES: u64 = 64;
+        if self.workspace.is_none() {
+            self.workspace = self.allocate(BYTES);
+        }
+        let region = self.workspace.as_ref()?;
+        region.write(region.address, &[0; BYTES as usize]);
+        Some(region.address)
+    }
+
     /// Frees everything.
     pub fn clear(&mut self) {
+        self.workspace = None;
         let addresses: Vec<u64> = self.regions.iter().map(|region| region.address).collect();
         for address in addresses {
             self.free(address);

@@ -122,6 +122,11 @@ impl Shared {
         entry.warp() == warp || self.seen[warp as usize][entry.warp() as usize] >= entry.stamp()
     }
 
+    /// Whether an access must not meet another one.
+    fn clashes(&self, by: Accessor, other: Entry) -> bool {
+        other.flying() || !(self.ordered(by.warp, other) || by.atomic && other.atomic())
+    }
+
     /// The bytes of an access, if they are there and aligned.
     pub fn range(&self, at: u64, bytes: usize, lane: u32) -> Result<usize, Box<Fault>> {
         let size = self.bytes.len();
@@ -147,7 +152,7 @@ impl Shared {
                     let message = format!("read of {bytes} bytes at {at:#x} of shared memory that nobody has written");
                     return Err(Fault::new(FaultKind::Uninitialized, by.lane, message));
                 }
-            } else if writer.flying() || (!self.ordered(by.warp, writer) && !(by.atomic && writer.atomic())) {
+            } else if self.clashes(by, writer) {
                 return Err(self.race("read", "written", place, writer, by));
             }
             let entry = Entry::new(by.warp, self.now, by.atomic, false);
@@ -168,12 +173,11 @@ impl Shared {
         for place in at..at + bytes {
             let Shadow { writer, readers } = self.shadow[place];
             let live = writer.stamp() >= self.start;
-            if live && (writer.flying() || (!self.ordered(by.warp, writer) && !(by.atomic && writer.atomic()))) {
+            if live && self.clashes(by, writer) {
                 return Err(self.race("write", "written", place, writer, by));
             }
             for reader in readers {
-                let clash = reader.stamp() >= self.start && !self.ordered(by.warp, reader);
-                if clash && !(by.atomic && reader.atomic()) {
+                if reader.stamp() >= self.start && self.clashes(by, reader) {
                     return Err(self.race("write", "read", place, reader, by));
                 }
             }

@@ -177,6 +177,8 @@ fn special_value(special: Special, warp: u32, lane: u32, dimensions: &Dimensions
         Special::MaskGreaterEqual => !below,
         Special::DynamicShared => dimensions.dynamic_shared,
         Special::TotalShared => dimensions.total_shared,
+        Special::WorkspaceHigh => (dimensions.workspace >> 32) as u32,
+        Special::WorkspaceLow => dimensions.workspace as u32,
         Special::Zero => 0,
         Special::One => 1,
     }

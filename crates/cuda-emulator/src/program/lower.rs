@@ -110,6 +110,8 @@ pub(super) struct Builder<'a> {
     indexed: Vec<(usize, &'a str)>,
     words: HashMap<u32, u32>,
     quads: HashMap<u64, u32>,
+    /// Whether the instruction takes the low half of a register that is wider than its type, as conversions do.
+    pub(super) narrows: bool,
 }
 
 impl<'a> Builder<'a> {
@@ -142,6 +144,7 @@ impl<'a> Builder<'a> {
             indexed: Vec::new(),
             words: HashMap::new(),
             quads: HashMap::new(),
+            narrows: false,
         }
     }
 
@@ -324,6 +327,16 @@ impl<'a> Builder<'a> {
         Ok(negated)
     }
 
+    /// The low half of a wide register, likewise.
+    pub(super) fn narrowed(&mut self, register: u32, at: Position) -> Result<u32, Error> {
+        let narrowed = self.new_word();
+        let form = forms::find("cvt.u32.u64").ok_or_else(|| Error::new(at, "no narrowing conversion"))?;
+        let mut instruction = self.blank(form, at);
+        (instruction.d, instruction.a) = (narrowed, register);
+        self.kernel.code.push(instruction);
+        Ok(narrowed)
+    }
+
     fn blank(&self, form: &'static Form, position: Position) -> Instruction {
         Instruction {
             execute: form.execute,
@@ -370,6 +383,7 @@ impl<'a> Builder<'a> {
         let mut instruction = self.blank(form, at);
         (instruction.guard, instruction.guard_negated) = guard;
         instruction.access = forms::access(&opcode);
+        self.narrows = opcode.starts_with("cvt.");
         self.operands(form, &opcode, written, &mut instruction).map_err(named)?;
         self.kernel.code.push(instruction);
         Ok(())

@@ -162,6 +162,10 @@ pub enum Special {
     DynamicShared,
     /// `%total_smem_size`
     TotalShared,
+    /// `%envreg1`: the upper half of where a cooperative grid waits for itself.
+    WorkspaceHigh,
+    /// `%envreg2`: the lower half.
+    WorkspaceLow,
     /// Those of a cluster of one block that are zero.
     Zero,
     /// Those of a cluster of one block that are one.

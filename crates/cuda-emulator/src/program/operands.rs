@@ -32,6 +32,8 @@ fn special(name: &str) -> Option<Special> {
         "%lanemask_ge" => Some(Special::MaskGreaterEqual),
         "%dynamic_smem_size" => Some(Special::DynamicShared),
         "%total_smem_size" => Some(Special::TotalShared),
+        "%envreg1" => Some(Special::WorkspaceHigh),
+        "%envreg2" => Some(Special::WorkspaceLow),
         "%cluster_ctarank" => Some(Special::Zero),
         "%cluster_nctarank" => Some(Special::One),
         _ => None,
@@ -94,6 +96,7 @@ impl<'a> Builder<'a> {
                         ('w', Register::Word(register))
                         | ('q', Register::Quad(register))
                         | ('p', Register::Predicate(register)) => Ok(register),
+                        ('w', Register::Quad(register)) if self.narrows => self.narrowed(register, at),
                         _ => Err(Error::new(at, format!("`{name}` has the wrong width for this instruction"))),
                     };
                 }

@@ -5,6 +5,7 @@
     unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::print_stdout,
     reason = "shared by tests that each use a part"
 )]
 
@@ -88,6 +89,7 @@ impl Bench {
             dynamic_shared: shape.dynamic_shared,
             parameters,
             cooperative: shape.cooperative,
+            workspace: if shape.cooperative { self.memory.workspace().unwrap() } else { 0 },
             seed: self.seed,
             check_uninitialized: true,
             host_threads: 2,
@@ -138,7 +140,7 @@ pub fn seed() -> u64 {
 
 /// Numbers between -1 and 1.
 pub fn uniform(random: &mut Random, count: usize) -> Vec<f32> {
-    (0..count).map(|_| (random.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
+    (0..count).map(|_| (random.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
 }
 
 /// Asserts element by element, so that a NaN fails.
@@ -155,7 +157,9 @@ pub fn difference(got: &[f32], expected: &[f32], relative: f32, absolute: f32) -
     }
     let far = got.iter().zip(expected).position(|(x, y)| {
         let error = (x - y).abs();
-        !(error <= relative * y.abs() + absolute)
+        // Said this way round, so that a NaN is too far off.
+        let near = error <= relative * y.abs() + absolute;
+        !near
     })?;
     Some(format!("element {far}: {}, expected {}", got[far], expected[far]))
 }

@@ -128,8 +128,9 @@ macro_rules! export {
             $(#[doc = $doc])?
             #[unsafe(no_mangle)]
             extern "C" fn $name($($argument: $type),*) -> crate::driver::status::Status {
-                let outcome = (|| -> crate::driver::api::Outcome { $body })();
-                outcome.err().unwrap_or(crate::driver::status::Status::SUCCESS)
+                #[allow(clippy::too_many_arguments, reason = "the signatures are those of the driver")]
+                fn body($($argument: $type),*) -> crate::driver::api::Outcome $body
+                body($($argument),*).err().unwrap_or(crate::driver::status::Status::SUCCESS)
             }
         )+
     };
