@@ -6,8 +6,10 @@
 mod cases;
 mod common;
 
+use std::time::Instant;
+
 use cases::{CASES, cooperative, text};
-use common::Bench;
+use common::{Argument, Bench, Shape, at, shape};
 
 const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
 
@@ -140,4 +142,36 @@ fn mutants_are_found() {
         println!("{kernel}, {what} {number}: {reason}");
     }
     assert!(survivors.is_empty(), "{}", survivors.join("\n"));
+}
+
+/// `cargo test -p allotrope-cuda-emulator --test kernels -- --ignored --nocapture speed` prints how fast kernels run.
+#[test]
+#[ignore = "prints times and asserts nothing"]
+fn speed() {
+    const SIDE: usize = 1024;
+    let runs: [(&str, &str, Shape, &[usize]); 4] = [
+        ("basic", "add", shape(4096, 256), &[1 << 20]),
+        ("rows", "rms_norm", shape(64, 128), &[SIDE]),
+        ("products", "gemv", shape(256, 128), &[SIDE, SIDE]),
+        ("products", "gemm", Shape { grid: [8, 8, 1], ..shape(1, 64) }, &[256, SIDE]),
+    ];
+    for (file, kernel, shape, sizes) in runs {
+        let mut bench = Bench::new(&text(file, "sm_80")).unwrap_or_else(|error| panic!("{error}"));
+        let regions: Vec<_> = (0..3).map(|_| bench.put(&vec![0; 4 << 20])).collect();
+        let mut arguments: Vec<Argument> = regions.iter().map(|region| at(region)).collect();
+        arguments.extend(sizes.iter().map(|size| Argument::Word(*size as u32)));
+        if kernel == "rms_norm" {
+            arguments.push(Argument::Float(1e-5));
+        }
+        let mut best = f64::INFINITY;
+        let mut instructions = 0;
+        for _ in 0..5 {
+            let begin = Instant::now();
+            let counts = bench.launch(kernel, shape, &arguments).unwrap_or_else(|report| panic!("{report}"));
+            best = best.min(begin.elapsed().as_secs_f64());
+            instructions = counts.thread_instructions;
+        }
+        let rate = instructions as f64 / best / 1e6;
+        println!("{kernel}: {:.1} ms, {rate:.0} M thread-instructions a second", best * 1e3);
+    }
 }
