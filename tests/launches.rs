@@ -29,7 +29,7 @@ fn plan_without(name: &str, passes: &[&str]) -> Plan {
 }
 
 #[test]
-fn launches_fall_as_pinned() {
+fn launches_at_each_level_are_pinned() {
     let pinned = [
         ("gqa-bf16", [41, 34, 13, 13]),
         ("bias-bf16", [55, 48, 13, 13]),
@@ -116,7 +116,7 @@ fn passes_match_as_pinned() {
 
 /// Of the rewrites, operations are counted: a group may take in what they would have dropped.
 #[test]
-fn turning_a_pass_off_brings_its_launches_back() {
+fn each_pass_saves_launches_or_operations() {
     for name in ["gqa-bf16", "bias-bf16", "tiny-chat-fp8"] {
         let full = plan(name, OptimizationLevel::O2);
         for report in full.passes().iter().filter(|report| report.matches > 0) {

@@ -243,7 +243,7 @@ passes! {
     /// Fuse the residual addition with the RMSNorm that follows it.
     fuse_add_norm = FUSE_ADD_NORM [Is(false), Is(true), Is(true), Is(true)]
         former &[];
-    /// Fuse the activation (SiLU or GELU) of the gate with the product that follows it.
+    /// Fuse the activation (SiLU) of the gate with the product that follows it.
     fuse_act_mul = FUSE_ACT_MUL [Is(false), Is(true), Is(true), Is(true)]
         former &[];
     /// Fuse RMSNorm with the quantization that follows it.

@@ -169,7 +169,7 @@ fn check_attention(graph: &Graph, ops: &[OpId]) -> Result<(), String> {
             OpKind::Attention { .. } => {}
             _ if !after => return Err(format!("{name} before attention takes a launch of its own")),
             _ if !is_elementwise(kind) => {
-                return Err(format!("{name} needs whole rows, which attention has not at its end"));
+                return Err(format!("{name} needs whole rows, which attention does not have at its end"));
             }
             _ => {}
         }

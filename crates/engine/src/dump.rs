@@ -11,12 +11,13 @@ use std::path::Path;
 
 use allotrope_config::{Format, explain};
 use allotrope_graph::Graph;
-use allotrope_graph::passes::{PIPELINE, PassReport};
+use allotrope_graph::history::PassReport;
+use allotrope_graph::passes::PIPELINE;
 use allotrope_graph::text::{Stage, page};
 use allotrope_runtime::CapturePlan;
 
 use crate::error::EngineError;
-use crate::plan::{Plan, limits, splitting_ops};
+use crate::plan::{Plan, limits};
 
 /// Where the dump is written: another dump is the same wherever it lies.
 const DUMP_SETTING: &str = "compilation.debug_dump_path";
@@ -179,8 +180,7 @@ fn launches(plan: &Plan) -> String {
 fn capture_plan(plan: &Plan) -> Result<CapturePlan, EngineError> {
     let compilation = &plan.settings().compilation;
     let (mode, sizes) = (*compilation.cudagraph_mode, &compilation.cudagraph_capture_sizes);
-    let splitting_ops = splitting_ops(plan.settings())?;
-    Ok(CapturePlan::new(plan.graph(), &splitting_ops, mode, sizes, limits(plan.settings()))?)
+    Ok(CapturePlan::new(plan.graph(), plan.splitting_ops(), mode, sizes, limits(plan.settings()))?)
 }
 
 fn settings(plan: &Plan) -> Result<String, EngineError> {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use allotrope_config::{OptimizationLevel, Options, Settings, Source};
 use allotrope_cpu_runtime::CpuDevice;
-use allotrope_graph::passes::PassReport;
+use allotrope_graph::history::PassReport;
 use allotrope_model::{ChatTemplate, Checkpoint, ModelError, Tokenizer};
 use allotrope_runtime::{DispatchCounts, Executor, StartupLedger, StartupReport};
 

@@ -5,9 +5,10 @@ use std::path::Path;
 use allotrope_config::{CompilationMode, ModelFacts, OptimizationLevel, Options, PassLine, Settings, resolve};
 use allotrope_cpu_runtime::{CpuDevice, Isa};
 use allotrope_graph::facts;
+use allotrope_graph::history::PassReport;
 use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
 use allotrope_graph::partition::{SplittingOps, partition};
-use allotrope_graph::passes::{Fuel, PIPELINE, Pass, PassReport, run_passes};
+use allotrope_graph::passes::{Fuel, PIPELINE, Pass, find, run_passes};
 use allotrope_graph::schedule::{ScheduleReport, schedule};
 use allotrope_graph::verify::{VerifyError, verify};
 use allotrope_graph::{Definition, Graph, OpKind, Sizes};
@@ -94,7 +95,7 @@ impl Plan {
             let notes: Vec<String> = launches.into_iter().chain(dry).collect();
             PassLine {
                 name: report.name.to_owned(),
-                setting: format!("compilation.pass_config.{}", report.name),
+                setting: find(report.name).map(Pass::setting).unwrap_or_default(),
                 matches: report.enabled.then_some(report.matches),
                 note: (!notes.is_empty()).then(|| notes.join("; ")),
                 left_alone: report.near_misses.iter().map(ToString::to_string).collect(),
@@ -188,6 +189,11 @@ impl Plan {
     /// The level that the settings were resolved at.
     pub fn level(&self) -> OptimizationLevel {
         *self.settings.optimization_level
+    }
+
+    /// The operations at which steps are cut.
+    pub(crate) fn splitting_ops(&self) -> &SplittingOps {
+        &self.splitting_ops
     }
 
     pub(crate) fn into_parts(self) -> PlanParts {

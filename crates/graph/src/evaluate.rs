@@ -1,7 +1,8 @@
 //! The reference evaluator: what every operation means, in plain Rust.
 //!
 //! It is slow on purpose: sums run in `f64` over one row after the other, then round to `f32` and on to the result's
-//! type. Kernels are tested against it; it is tested against the Hugging Face implementation.
+//! type. Kernels are tested against it; it is tested against the Hugging Face implementation. Indices are kept as `f32` like
+//! everything else, so they must be below 2²⁴.
 
 use crate::graph::{Definition, Graph, Op, ValueId};
 use crate::numerics::{E4M3_MAX, decode, round_to};

@@ -20,7 +20,7 @@ pub struct PassReport {
     pub ops: usize,
     /// Launches in the graph afterwards.
     pub launches: usize,
-    /// Whether the fuel ran out in it or before it.
+    /// Whether a rewrite was refused for lack of fuel in this pass or before it.
     pub out_of_fuel: bool,
     /// Time taken.
     pub time: Duration,

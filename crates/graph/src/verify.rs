@@ -1,6 +1,6 @@
 //! The verifier. It checks that
 //!
-//! 1. **names**: every value has a name of its own, and operands, outputs and groups name what exists;
+//! 1. **names**: every value has a name of its own;
 //! 2. **SSA**: operations come after those that their operands come from, and each defines the value that says so;
 //! 3. **types and shapes**: the type of every result, symbolic sizes included, is the one that
 //!    [`OpKind::infer`](crate::OpKind::infer) gives for the operands; inputs of the step have the types of
@@ -121,7 +121,7 @@ impl Problems<'_> {
         let mut wrong = Vec::new();
         for (id, value) in self.values().filter(|(_, value)| !matches!(value.definition, Definition::Op(_))) {
             if let Some(first) = known.insert(&value.definition, id) {
-                wrong.push((id, format!("it is the same as %{}, which has a name already", self.name(first))));
+                wrong.push((id, format!("it stands for the same leaf as %{}", self.name(first))));
             }
             let empty = match &value.ty {
                 ValueType::Tensor(tensor) => tensor.shape.contains(&Dim::Static(0)),
@@ -160,7 +160,7 @@ impl Problems<'_> {
             }
             for input in &op.inputs {
                 if graph.producer(*input).is_some_and(|producer| producer.index() >= index) {
-                    self.at(op.output, format!("it uses %{} before that is defined", self.name(*input)));
+                    self.at(op.output, format!("it uses %{} before it is defined", self.name(*input)));
                 }
             }
             let types: Vec<_> = op.inputs.iter().map(|input| &graph.value(*input).ty).collect();
@@ -224,6 +224,42 @@ impl Problems<'_> {
         }
         for (index, _) in seen.iter().enumerate().filter(|(_, seen)| !**seen) {
             self.at(graph.ops()[index].output, "it is in no group".to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::graph::Group;
+    use crate::text::parse;
+
+    /// What is wrong with three operations in these groups: groups that the text form can't say.
+    fn grouped(groups: &[&[u32]]) -> String {
+        let text = "graph {\n  input %token_ids: i32[T]\n  weight %table: bf16[4, 8]\n  \
+                    %x: bf16[T, 8] = embedding(%table, %token_ids)\n  %y: bf16[T, 8] = silu(%x)\n  \
+                    %z: bf16[T, 8] = silu(%y)\n  return %z\n}";
+        let graph = parse(text).unwrap();
+        let groups = groups.iter().map(|ops| Group { ops: ops.iter().map(|op| OpId(*op)).collect() }).collect();
+        let (values, ops) = (graph.values().to_vec(), graph.ops().to_vec());
+        let graph = Graph::from_parts(values, ops, groups, graph.outputs().to_vec(), Vec::new());
+        verify(&graph).map_or_else(|error| error.to_string(), |()| "sound".to_owned())
+    }
+
+    #[test]
+    fn groups_partition_the_operations_in_order() {
+        assert_eq!(grouped(&[&[0, 1], &[2]]), "sound");
+        for (groups, problem) in [
+            (&[&[0, 1][..], &[1, 2]][..], "it is in more than one group"),
+            (&[&[0], &[2]], "it is in no group"),
+            (&[&[1, 0], &[2]], "its operations are not in the order in which they are defined"),
+            (&[&[0], &[2], &[1]], "its launch reads %y of a later one"),
+            (&[&[0, 2], &[1]], "its launch reads %y of a later one"),
+        ] {
+            let found = grouped(groups);
+            assert!(found.contains(problem), "{groups:?}: {found}");
         }
     }
 }

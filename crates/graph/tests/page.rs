@@ -7,7 +7,8 @@ mod common;
 use std::time::Duration;
 
 use allotrope_config::OptimizationLevel;
-use allotrope_graph::passes::{Fuel, PIPELINE, PassReport, find, run_passes};
+use allotrope_graph::history::PassReport;
+use allotrope_graph::passes::{Fuel, PIPELINE, find, run_passes};
 use allotrope_graph::text::{Stage, page};
 use allotrope_graph::*;
 use common::*;

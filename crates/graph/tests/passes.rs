@@ -5,7 +5,8 @@
 mod common;
 
 use allotrope_config::OptimizationLevel;
-use allotrope_graph::passes::{Fuel, PIPELINE, PassReport, optimize, run_passes};
+use allotrope_graph::history::PassReport;
+use allotrope_graph::passes::{Fuel, PIPELINE, optimize, run_passes};
 use allotrope_graph::*;
 use common::*;
 
@@ -158,6 +159,16 @@ fn fuel_stops_the_pipeline_and_the_history_says_so() {
     assert!(burnt[4..].iter().all(|matches| *matches == 0));
     let dry: Vec<bool> = graph.history().iter().map(|report| report.out_of_fuel).collect();
     assert_eq!(dry[..4], [false, false, true, true]);
+    // Just enough is enough.
+    for (spare, runs_out) in [(0, false), (1, true)] {
+        let mut graph = decoder(2, LLAMA);
+        run_passes(&mut graph, PIPELINE, |_| true, &Everything, Fuel::UNLIMITED, &mut |_, _| {}).unwrap();
+        let needed: usize = graph.history().iter().map(|report| report.matches).sum();
+        let mut graph = decoder(2, LLAMA);
+        let fuel = Fuel::limited(needed - spare);
+        run_passes(&mut graph, PIPELINE, |_| true, &Everything, fuel, &mut |_, _| {}).unwrap();
+        assert_eq!(graph.history().last().unwrap().out_of_fuel, runs_out, "{spare} too few");
+    }
 }
 
 #[test]

@@ -46,7 +46,7 @@ fn each_invariant_is_checked() {
             "the name %x stands for another value already",
         ),
         // SSA.
-        (&[("silu(%x)", "silu(%z)")], "it uses %z before that is defined"),
+        (&[("silu(%x)", "silu(%z)")], "it uses %z before it is defined"),
         // Types and symbolic shapes.
         (&[("%y: bf16[T, 8]", "%y: bf16[R, 8]")], "it is declared bf16[R, 8], but silu gives bf16[T, 8]"),
         (&[("%slots: i32[T]", "%slots: i32[R]")], "it must be i32[T], but is declared i32[R]"),
@@ -56,7 +56,7 @@ fn each_invariant_is_checked() {
         ),
         (&[("kv_write(%cache, %x", "kv_write(%x, %x")], "the first operand must be a KV cache"),
         (&[("silu(%x)", "silu(%cache)")], "operand 0 of silu is kv_cache"),
-        (&[("silu(%x)", "silu(%x, %x)")], "silu takes 1 operands (x), found 2"),
+        (&[("silu(%x)", "silu(%x, %x)")], "silu takes the operands (x), found 2 operands"),
         (&[("heads=2, scale", "heads=3, scale")], "attention: q must be bf16[T, 3 × 4]"),
         (&[("bf16[11, 8]", "bf16[T, 8]")], "bf16[T, 8] has a size that no checkpoint knows"),
         (&[("bf16[11, 8]", "bf16[0, 8]")], "bf16[0, 8] has a size of zero"),
@@ -77,14 +77,14 @@ fn each_invariant_is_checked() {
                 ("  %y: bf16[T, 8] = silu(%x)\n", ""),
                 ("  %z: bf16", "  %y: bf16[T, 8] = silu(%x)\n  %z: bf16"),
             ],
-            "it uses %y before that is defined",
+            "it uses %y before it is defined",
         ),
         // Aliasing.
         (
             &[("  weight %table", "  state<layer=0> %again: kv_cache<bf16, kv_heads=2, head_dim=4>\n  weight %table")],
-            "it is the same as %again, which has a name already",
+            "it stands for the same leaf as %again",
         ),
-        (&[("  weight %table", "  input %slots: i32[T]\n  weight %table")], "it is the same as %slots"),
+        (&[("  weight %table", "  input %slots: i32[T]\n  weight %table")], "it stands for the same leaf as %slots"),
     ];
     for (changes, message) in cases {
         let error = spoiled(changes);
@@ -121,7 +121,7 @@ fn a_leaf_that_is_asked_for_with_two_types_is_found() {
     assert_eq!(graph.weight("w", TensorType::vector(DType::Bf16, Dim::Static(4))), narrow);
     let wide = graph.weight("w", TensorType::vector(DType::F32, Dim::Static(9)));
     assert_ne!(wide, narrow);
-    assert!(verify(&graph).unwrap_err().to_string().contains("it is the same as %w"));
+    assert!(verify(&graph).unwrap_err().to_string().contains("it stands for the same leaf as %w"));
 }
 
 #[test]

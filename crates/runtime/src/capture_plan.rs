@@ -119,10 +119,10 @@ impl CapturePlan {
         recordings
     }
 
-    /// The batch that a part is recorded for at one of the capture sizes. `None` for a size beyond what the part can ever
+    /// The batch that a part is recorded for at the capture size of that place. `None` for a size beyond what the part can ever
     /// run at: a whole decode step and the pieces over wanted logits have at most as many rows as there are sequences.
-    pub fn sizes(&self, part: Part, size: usize) -> Option<Sizes> {
-        let rows = self.capture_sizes[size];
+    pub fn sizes(&self, part: Part, size_index: usize) -> Option<Sizes> {
+        let rows = *self.capture_sizes.get(size_index)?;
         let (by_tokens, by_logits) = match part {
             Part::Step => (true, true),
             Part::Body => (true, false),
@@ -131,7 +131,7 @@ impl CapturePlan {
                 (!by_logits, by_logits)
             }
         };
-        let smaller = size.checked_sub(1).map_or(0, |size| self.capture_sizes[size]);
+        let smaller = size_index.checked_sub(1).map_or(0, |size| self.capture_sizes[size]);
         if by_logits && smaller >= self.limits.logit_rows {
             return None;
         }
@@ -150,8 +150,7 @@ impl CapturePlan {
             format!("cudagraph_mode {}: {} launches in {} pieces\n\n", self.mode, self.launches, self.pieces.len());
         for (index, piece) in self.pieces.iter().enumerate() {
             let how = if piece.splitting { ", launched by themselves under PIECEWISE" } else { "" };
-            let Range { start, end } = piece.groups;
-            let _ = writeln!(text, "piece {index}: launches {start}..{end} over {}{how}", piece.rows);
+            let _ = writeln!(text, "piece {index}: {} over {}{how}", shown(&piece.groups), piece.rows);
         }
         let recordings = self.recordings();
         let _ = writeln!(text, "\n{} recordings, from the largest size to the smallest", recordings.len());
@@ -169,9 +168,16 @@ impl CapturePlan {
             };
             let sizes = recordings.iter().filter(|(recorded, _)| *recorded == part);
             let sizes: Vec<String> = sizes.map(|(_, size)| self.capture_sizes[*size].to_string()).collect();
-            let Range { start, end } = self.launches_of(part);
-            let _ = writeln!(text, "{name} (launches {start}..{end}) at {}", sizes.join(", "));
+            let _ = writeln!(text, "{name} ({}) at {}", shown(&self.launches_of(part)), sizes.join(", "));
         }
         text
+    }
+}
+
+/// `launch 3`, or `launches 3 to 5`.
+fn shown(launches: &Range<usize>) -> String {
+    match launches.len() {
+        1 => format!("launch {}", launches.start),
+        _ => format!("launches {} to {}", launches.start, launches.end.saturating_sub(1)),
     }
 }

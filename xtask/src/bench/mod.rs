@@ -49,7 +49,7 @@ pub(crate) struct Options {
     warm_only: bool,
     /// Measure instead what each pass gains, in a decode step at O2 with the pass and without it, `--runs` times
     /// (run it as `cargo run --release --package xtask -- bench --passes …`: unoptimized, nothing can be measured)
-    #[arg(long, conflicts_with_all = ["levels", "json", "warm_only"])]
+    #[arg(long, conflicts_with_all = ["levels", "json", "warm_only", "prompt_tokens", "new_tokens"])]
     passes: bool,
     /// Where to write every measurement as JSON [default: bench.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
@@ -64,6 +64,11 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
     let model = options.model.canonicalize().map_err(TaskError::file(&options.model))?;
     let mut machine = Machine::describe()?;
     if options.passes {
+        if cfg!(debug_assertions) {
+            let message =
+                "unoptimized, nothing can be measured; run `cargo run --release --package xtask -- bench --passes …`";
+            return Err(TaskError::Message(message.to_owned()));
+        }
         return passes::run(&model, &options.model.display().to_string(), options.runs, &machine);
     }
     let vocabulary = vocabulary(&model)?;
@@ -122,7 +127,10 @@ impl Bench<'_> {
         fs::write(&prompts, format!("{}\n", json!({ "tokens": tokens }))).map_err(TaskError::file(&prompts))?;
         let mut rows: Vec<Row> = self.options.levels.iter().map(|level| Row::new(*level)).collect();
         for round in 1..=self.options.runs {
-            for row in &mut rows {
+            // Each level is first, second, … in turn, so that no level always finds what another left behind.
+            let turn = round as usize % rows.len().max(1);
+            let (before, after) = rows.split_at_mut(turn);
+            for row in after.iter_mut().chain(before) {
                 eprintln!("round {round} of {}, {}", self.options.runs, row.level);
                 if !self.options.warm_only {
                     page_cache::drop_files(self.model)?;

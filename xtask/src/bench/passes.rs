@@ -11,7 +11,7 @@ use allotrope_config::{GraphMode, OptimizationLevel};
 use allotrope_cpu_runtime::CpuDevice;
 use allotrope_engine::{Llm, Plan};
 use allotrope_graph::StepInputs;
-use allotrope_graph::passes::PIPELINE;
+use allotrope_graph::passes::{PIPELINE, Pass};
 use allotrope_model::Checkpoint;
 use allotrope_runtime::Executor;
 
@@ -35,25 +35,28 @@ const STEPS: usize = 60;
 pub(super) fn run(model: &Path, shown: &str, blocks: u32, machine: &Machine) -> Result<(), TaskError> {
     let failed = |error: &dyn std::fmt::Display| TaskError::Message(error.to_string());
     let checkpoint = Arc::new(Checkpoint::open(model).map_err(|error| failed(&error))?);
-    let plan_without = |pass: Option<&str>| -> Result<Plan, TaskError> {
+    let plan_without = |pass: Option<&Pass>| -> Result<Plan, TaskError> {
         let mut builder = Llm::builder(model).optimization_level(OptimizationLevel::O2);
         if let Some(pass) = pass {
-            let path = format!("compilation.pass_config.{pass}");
-            builder = builder.set(&path, "false").map_err(|error| failed(&error))?;
+            builder = builder.set(&pass.setting(), "false").map_err(|error| failed(&error))?;
         }
         builder.plan().map_err(|error| failed(&error))
     };
     let full = plan_without(None)?;
     let mut passes = Vec::new();
     for pass in PIPELINE {
-        let without = plan_without(Some(pass.name))?;
+        let without = plan_without(Some(pass))?;
         let mut gains = Vec::new();
         for mode in MODES {
             let mut steps = [&without, &full].map(|plan| Step::new(&checkpoint, plan, mode));
             let [Ok(without), Ok(with)] = &mut steps else {
                 return Err(steps.into_iter().find_map(Result::err).unwrap_or_else(|| failed(&"no step")));
             };
-            let ratios = (0..blocks).map(|_| Ok(without.block()? / with.block()?));
+            // Each of the two is first in turn.
+            let ratios = (0..blocks).map(|block| match block % 2 {
+                0 => Ok(without.block()? / with.block()?),
+                _ => with.block().and_then(|with| Ok(without.block()? / with)),
+            });
             gains.extend(Summary::of(&ratios.collect::<Result<Vec<f64>, TaskError>>()?));
         }
         if let [launched, recorded] = gains[..] {

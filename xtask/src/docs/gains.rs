@@ -66,25 +66,23 @@ impl Gains {
         let Some(gain) = self.passes.iter().find(|gain| gain.name == pass) else {
             return ("–".to_owned(), "not measured".to_owned());
         };
-        let percent = |ratio: Summary| format!("{:+.0} %", (ratio.median - 1.0) * 100.0);
+        let percent = |ratio: Summary| match ((ratio.median - 1.0) * 100.0).round() as i32 {
+            0 => "0 %".to_owned(),
+            more @ 1.. => format!("+{more} %"),
+            less => format!("−{} %", less.unsigned_abs()),
+        };
         (gain.launches_without.to_string(), format!("{} / {}", percent(gain.launched), percent(gain.recorded)))
     }
 
     pub(super) fn note(&self) -> String {
-        let spread = self.passes.iter().flat_map(|gain| [gain.launched, gain.recorded]);
-        let spread = spread.map(|ratio| ratio.maximum - ratio.minimum).fold(0.0, f64::max);
         format!(
-            "Launches of a step of {} at `-O2` on the CPU: {} with every pass, and as many as the table says with one pass off. \
-             Steps are decode steps of one sequence: how much longer one takes with the pass off and all others on, where launches \
-             are dispatched one by one, and where the whole step is one recording; medians of {} ratios of steps that take turns in \
-             one process, on {}. Single ratios differ by up to {:.0} points, so a few per cent are noise, as the pass shows \
-             that has nothing to match in this model. `{}` measures it anew.",
-            self.model,
-            self.launches,
-            self.blocks,
-            self.machine,
-            spread * 100.0,
-            self.command
+            "Launches of a step of {} at `-O2` on the CPU: {} with every pass, and as many as the table says\n\
+             with one pass off. Steps are decode steps of one sequence: how much longer one takes with the pass off and all others\n\
+             on, where launches are dispatched one by one, and where the whole step is one recording; medians of {} ratios of steps\n\
+             that take turns in one process, on {}.\n\
+             `fuse_qk_norm_rope` matches nothing in this model: its row shows how far such medians move by themselves. Measured by\n\
+             `{}`.",
+            self.model, self.launches, self.blocks, self.machine, self.command
         )
     }
 }

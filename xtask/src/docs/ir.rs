@@ -75,8 +75,13 @@ pub(super) fn markdown() -> String {
         let _ = writeln!(text, "| `%{}` | `{}` | {is} |", input.name(), input.tensor_type());
     }
     text.push_str("\n## Operations\n");
-    for OpInfo { name, operands, types, semantics, rounding, reduction } in OPS {
-        let _ = write!(text, "\n### `{name}({})`\n\nGives {}.\n\n", operands.join(", "), semantics);
+    for OpInfo { name, operands, attributes, types, semantics, rounding, reduction } in OPS {
+        let names: Vec<&str> = attributes.iter().map(|(name, _)| *name).collect();
+        let named = if names.is_empty() { String::new() } else { format!("<{}>", names.join(", ")) };
+        let _ = write!(text, "\n### `{name}{named}({})`\n\nGives {semantics}.\n\n", operands.join(", "));
+        for (name, meaning) in *attributes {
+            let _ = writeln!(text, "- `{name}`: {meaning}");
+        }
         let _ = writeln!(text, "- types: {types}\n- rounding: {rounding}");
         if !reduction.is_empty() {
             let _ = writeln!(text, "- reduction: {reduction}");

@@ -44,7 +44,7 @@ pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
 /// What a reader needs to know of the text, as comments.
 fn legend(plan: &Plan) -> String {
     format!(
-        "; {}: {} operations in {} launches, {} as built\n\
+        "; {}: {} operations in {} launches ({} as built)\n\
          ; T: tokens of the batch, S: sequences, R: rows of wanted logits, B: KV blocks of a sequence\n\
          ; a group is one launch; so is an operation outside of groups; docs/ir.md says what each operation does\n",
         plan.title(),
@@ -56,5 +56,6 @@ fn legend(plan: &Plan) -> String {
 
 fn no_such_layer(plan: &Plan, layer: usize) -> CliError {
     let layers = plan.checkpoint().config().layers;
-    CliError::Usage(format!("there is no layer {layer}; the model has {layers}, from 0"))
+    let last = layers.saturating_sub(1);
+    CliError::Usage(format!("there is no layer {layer}; the model has layers 0 to {last}"))
 }

@@ -85,6 +85,8 @@ pub struct Group {
 /// `groups` partitions `ops` and is in launch order. A fusion pass changes `groups` only, so dropping them
 /// ([`Graph::flatten`]) gives back the graph that went into fusion.
 ///
+/// Ids belong to one graph: methods panic on an id that is beyond what the graph has.
+///
 /// Two graphs are equal if they have the same values, operations, groups in the same launch order, and outputs, by name:
 /// the numbers that ids have, and the history of passes, are not part of what a graph means.
 #[derive(Debug, Clone, Default)]
@@ -150,7 +152,8 @@ impl Graph {
         }
     }
 
-    /// The place of an operation's group in [`Graph::groups`].
+    /// The place of an operation's group in [`Graph::groups`]; `usize::MAX` for an operation in no group, which a graph that
+    /// [`verify`](crate::verify::verify) accepts does not have.
     pub fn group_of(&self, op: OpId) -> usize {
         self.group_of[op.index()]
     }
@@ -206,12 +209,13 @@ impl Graph {
         self.leaf(input.name().to_string(), ValueType::Tensor(input.tensor_type()), Definition::Input(input))
     }
 
-    /// Adds a tensor of the checkpoint, or gives the one of that name.
+    /// Adds a tensor of the checkpoint, or gives the one of that name. Asked for with another type, it adds a second value,
+    /// which [`verify`](crate::verify::verify) refuses.
     pub fn weight(&mut self, name: &str, ty: TensorType) -> ValueId {
         self.leaf(name.to_string(), ValueType::Tensor(ty), Definition::Weight(name.to_string()))
     }
 
-    /// Adds a layer's KV cache, or gives the one of that layer.
+    /// Adds a layer's KV cache, or gives the one of that layer; of another type as [`Graph::weight`].
     pub fn state(&mut self, layer: usize, ty: KvCacheType) -> ValueId {
         self.leaf(format!("layers.{layer}.kv_cache"), ValueType::KvCache(ty), Definition::State { layer })
     }

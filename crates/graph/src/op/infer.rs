@@ -215,7 +215,7 @@ impl OpKind {
 
     fn wrong_number(&self, found: usize) -> String {
         let names = catalogue::find(self.name()).map_or(&[][..], |info| info.operands);
-        format!("{} takes {} operands ({}), found {found}", self.name(), names.len(), names.join(", "))
+        format!("{} takes the operands ({}), found {found} operands", self.name(), names.join(", "))
     }
 }
 

@@ -17,10 +17,10 @@ use allotrope_config::{
 
 use crate::facts::model_facts;
 use crate::graph::Graph;
+use crate::history::PassReport;
 use crate::target::Target;
 use crate::verify::{VerifyError, verify};
 
-pub use crate::history::{NearMiss, PassReport};
 pub use session::{Fuel, Session};
 
 /// Whether a pass may touch operations.
@@ -229,7 +229,7 @@ pub fn run_passes(
             near_misses,
             ops: graph.ops().len(),
             launches: graph.groups().len(),
-            out_of_fuel: fuel.is_empty(),
+            out_of_fuel: fuel.ran_out(),
             time: started.elapsed(),
         };
         // Before the verifier: what a wrong pass made is what somebody will want to see.

@@ -9,37 +9,48 @@ use crate::target::Target;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fuel {
     left: Option<usize>,
+    /// Whether a rewrite was refused for lack of it.
+    refused: bool,
 }
 
 impl Fuel {
     /// No limit.
-    pub const UNLIMITED: Fuel = Fuel { left: None };
+    pub const UNLIMITED: Fuel = Fuel { left: None, refused: false };
 
     /// At most this many rewrites.
     pub const fn limited(rewrites: usize) -> Self {
-        Fuel { left: Some(rewrites) }
+        Fuel { left: Some(rewrites), refused: false }
     }
 
-    /// True if nothing may be rewritten any more.
-    pub fn is_empty(&self) -> bool {
-        self.left == Some(0)
+    /// True if a rewrite was refused because there was none left.
+    pub fn ran_out(&self) -> bool {
+        self.refused
     }
 
     /// Burns one unit; false if there is none.
     pub(crate) fn take(&mut self) -> bool {
         match &mut self.left {
             None => true,
-            Some(0) => false,
+            Some(0) => {
+                self.refused = true;
+                false
+            }
             Some(left) => {
                 *left -= 1;
                 true
             }
         }
     }
+
+    /// Whether a unit is there; if not, that counts as a rewrite refused.
+    fn is_there(&mut self) -> bool {
+        self.refused |= self.left == Some(0);
+        self.left != Some(0)
+    }
 }
 
-/// One run of one pass: what a pass of another program's works with too. A pass can look at the graph, form groups, and note
-/// what it leaves alone; operations are rewritten by the passes of this crate alone.
+/// One run of one pass. A pass from outside this crate can look at the graph, form groups and note near misses; only the
+/// passes of this crate rewrite operations.
 pub struct Session<'a> {
     pub(crate) graph: &'a mut Graph,
     pub(crate) target: &'a dyn Target,
@@ -100,7 +111,7 @@ impl Session<'_> {
     }
 
     /// Joins the whole groups of `members` into one, if the target has a kernel for it. Gives whether they are one group
-    /// now; where not, the reason is noted at the last of the members.
+    /// now; where not, the reason is noted at the last of the members, unless the fuel ran out.
     pub fn join(&mut self, members: &[OpId]) -> bool {
         let at = members.iter().max().copied().unwrap_or(OpId(0));
         self.join_whole(members).unwrap_or_else(|reason| {
@@ -143,7 +154,7 @@ impl Session<'_> {
         for rest in self.rests(&ops) {
             self.accepts(&rest)?;
         }
-        if self.fuel.is_empty() {
+        if !self.fuel.is_there() {
             return Ok(false);
         }
         self.graph.move_into_one_group(&ops).map_err(|error: RegroupError| error.to_string())?;

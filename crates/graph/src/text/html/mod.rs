@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::printer::{Name, lines};
 use crate::graph::Graph;
-use crate::passes::{PassReport, find};
+use crate::history::PassReport;
+use crate::passes::find;
 
 /// A pass and the graph after it.
 #[derive(Debug, Clone, Copy)]
