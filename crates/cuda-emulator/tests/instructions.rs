@@ -172,7 +172,8 @@ fn singles() {
     });
 }
 
-/// Directed roundings: the result is the nearest float on the right side of the exact value, which `f64` holds for products.
+/// Directed roundings: the result is the nearest float on the right side of the exact value, which `f64` holds for
+/// products.
 #[test]
 fn roundings() {
     for (name, down) in [("rm", true), ("rp", false)] {

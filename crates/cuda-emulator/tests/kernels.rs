@@ -1,4 +1,5 @@
-//! What nvcc makes of whole kernels: right as it is, and found to be wrong when a barrier, a wait or a bounds check is left out.
+//! What nvcc makes of whole kernels: right as it is, and found to be wrong when a barrier, a wait or a bounds check
+//! is left out.
 
 #![allow(clippy::print_stdout, reason = "the counts of mutants are worth seeing")]
 

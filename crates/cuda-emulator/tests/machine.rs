@@ -1,4 +1,5 @@
-//! What blocks and warps do together, and what is wrong when they do not: barriers, atomics, copies, matrices, memory.
+//! What blocks and warps do together, and what is wrong when they do not: barriers, atomics, copies, matrices,
+//! memory.
 
 #![allow(clippy::unwrap_used)]
 
@@ -146,7 +147,8 @@ fn copies_land_when_waited_for() {
     assert_eq!(fault("cp.async.ca.shared.global [%base], [%in], 12;").kind, FaultKind::Operand);
 }
 
-/// Products of one warp. Each element's place in the registers is worked out here once more, from the layout as it is documented.
+/// Products of one warp. Each element's place in the registers is worked out here once more, from the layout as it is
+/// documented.
 #[test]
 fn matrices() {
     struct Product {

@@ -108,7 +108,8 @@ pub(super) fn difference(old: &[Node], new: &[Node]) -> Option<(u32, usize)> {
         if old.work.node_type() != new.work.node_type() {
             return Some((TYPE, index));
         }
-        // The driver has changed functions in an update since 12.0 where the new one is in the same context; cooperative ones stay.
+        // The driver has changed functions in an update since 12.0 where the new one is in the same context;
+        // cooperative ones stay.
         if let (Work::Launch(old), Work::Launch(new)) = (&old.work, &new.work)
             && old.cooperative != new.cooperative
         {

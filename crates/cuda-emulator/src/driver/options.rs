@@ -1,4 +1,5 @@
-//! Options, read from the environment once: the emulator is loaded into programs that do not know it, so there is no other way in.
+//! Options, read from the environment once: the emulator is loaded into programs that do not know it, so there is no
+//! other way in.
 
 use std::env;
 

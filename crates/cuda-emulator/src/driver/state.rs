@@ -1,7 +1,7 @@
 //! What the driver knows, and the thread that does the work of all streams.
 //!
-//! A stream is a queue. A task can begin when all that it comes after is done; among the streams whose first task can begin, one is
-//! chosen at random.
+//! A stream is a queue. A task can begin when all that it comes after is done; among the streams whose first task can
+//! begin, one is chosen at random.
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -262,7 +262,8 @@ impl State {
         (stream, self.streams.get(&stream).map_or(0, |stream| stream.entered))
     }
 
-    /// Marks that a stream's end must wait for when the host waits for it: the legacy stream's include those of blocking streams.
+    /// Marks that a stream's end must wait for when the host waits for it: the legacy stream's include those of
+    /// blocking streams.
     pub(super) fn is_idle(&self, stream: Handle) -> bool {
         let others = || self.streams.iter().filter(|(_, other)| other.blocking).map(|(handle, _)| *handle);
         self.is_done(self.last(stream)) && (stream != LEGACY || others().all(|other| self.is_done(self.last(other))))

@@ -164,7 +164,8 @@ impl Work {
                 })
             }
             Self::Host(function, data) => {
-                // SAFETY: the caller of `cuLaunchHostFunc` has promised that the function may be called with the pointer.
+                // SAFETY: the caller of `cuLaunchHostFunc` has promised that the function may be called with the
+                // pointer.
                 unsafe { function(data.0 as *mut c_void) };
                 Ok(())
             }

@@ -1,4 +1,5 @@
-//! f16, bf16 and pairs of them. Sums and products of two are exact enough in `f32` to round once; fused ones go by [`number::add_to_odd`].
+//! f16, bf16 and pairs of them. Sums and products of two are exact enough in `f32` to round once; fused ones go by
+//! [`number::add_to_odd`].
 
 use super::float::{maximum, minimum};
 use super::number::{self, from_bfloat, from_half, to_bfloat, to_half};

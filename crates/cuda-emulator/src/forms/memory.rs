@@ -190,13 +190,22 @@ const ATOMICS: &[Form] = atomics![
 
 const PLAIN: &[Form] = &[
     form!(
-        "ld.weak|volatile|relaxed|acquire?.cta|gpu|sys?.global|shared|shared::cta|local|const|param?.ca|cg|cs|cv|lu?.nc?.L1::evict_normal|L1::evict_first|L1::evict_last|L1::evict_unchanged|L1::no_allocate?.L2::64B|L2::128B|L2::256B?.v2|v4?.b8|u8|s8|b16|u16|s16|b32|u32|s32|f32|b64|u64|s64|f64",
+        concat!(
+            "ld.weak|volatile|relaxed|acquire?.cta|gpu|sys?.global|shared|shared::cta|local|const|param?.",
+            "ca|cg|cs|cv|lu?.nc?.",
+            "L1::evict_normal|L1::evict_first|L1::evict_last|L1::evict_unchanged|L1::no_allocate?.",
+            "L2::64B|L2::128B|L2::256B?.v2|v4?.b8|u8|s8|b16|u16|s16|b32|u32|s32|f32|b64|u64|s64|f64"
+        ),
         "LA",
         load
     ),
     form!("ldu.global.v2|v4?.b32|u32|f32|b64|u64", "LA", load),
     form!(
-        "st.weak|volatile|relaxed|release?.cta|gpu|sys?.global|shared|shared::cta|local?.wb|cg|cs|wt?.L1::evict_normal|L1::evict_first|L1::evict_last|L1::evict_unchanged|L1::no_allocate?.v2|v4?.b8|u8|s8|b16|u16|s16|b32|u32|s32|f32|b64|u64|s64|f64",
+        concat!(
+            "st.weak|volatile|relaxed|release?.cta|gpu|sys?.global|shared|shared::cta|local?.wb|cg|cs|wt?.",
+            "L1::evict_normal|L1::evict_first|L1::evict_last|L1::evict_unchanged|L1::no_allocate?.v2|v4?.",
+            "b8|u8|s8|b16|u16|s16|b32|u32|s32|f32|b64|u64|s64|f64"
+        ),
         "!AR",
         store
     ),

@@ -1,7 +1,7 @@
 //! The table of instruction forms: what is in it runs, what is not is refused when a module is loaded.
 //!
-//! A form's name is a pattern, part by part of the opcode: `a|b` is one of several, and a part that ends in `?` may be
-//! missing. `add.s32|u32` is two instructions with one meaning.
+//! A form's name is a pattern, part by part of the opcode: `a|b` is one of several, and a part that ends in `?` may
+//! be missing. `add.s32|u32` is two instructions with one meaning.
 
 mod barrier;
 mod compare;
@@ -27,10 +27,11 @@ use crate::ptx::syntax::{self, Operand, Space};
 pub struct Form {
     /// The pattern of its opcodes.
     pub names: &'static str,
-    /// One letter per operand. `w`, `q`, `p`: a register of 32 bits, 64 bits, one bit; the first is written, unless the
-    /// signature begins with `!`. `W`, `P`: the same with an optional `|p`. `m`: the mask of lanes. `A`, `S`: an address.
-    /// `I`: a number. `D`, `V`: a vector of 32-bit registers that is written, read; `E`, `U` of 64-bit registers.
-    /// `L`, `R`: what a load writes, a store reads. `T`: a label. `B`: a list of labels. After `?`, all is optional.
+    /// One letter per operand. `w`, `q`, `p`: a register of 32 bits, 64 bits, one bit; the first is written, unless
+    /// the signature begins with `!`. `W`, `P`: the same with an optional `|p`. `m`: the mask of lanes. `A`, `S`: an
+    /// address. `I`: a number. `D`, `V`: a vector of 32-bit registers that is written, read; `E`, `U` of 64-bit
+    /// registers. `L`, `R`: what a load writes, a store reads. `T`: a label. `B`: a list of labels. After `?`, all is
+    /// optional.
     pub operands: &'static str,
     /// The registers in vector operands together; what a load or store has is in its opcode.
     pub vectors: usize,
@@ -178,7 +179,8 @@ pub(crate) fn canonical<'a>(written: &syntax::Instruction<'a>) -> Cow<'a, str> {
     }
 }
 
-/// The modifiers of an atomic in the order of the table: headers of libraries have others, which assemblers take as well.
+/// The modifiers of an atomic in the order of the table: headers of libraries have others, which assemblers take as
+/// well.
 fn atomic_order(opcode: &str) -> String {
     let mut parts: Vec<&str> = opcode.split('.').collect();
     parts[1..].sort_by_key(|part| match *part {

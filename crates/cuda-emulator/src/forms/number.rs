@@ -13,8 +13,8 @@ pub enum Rounding {
     Up,
 }
 
-/// The product of two `f32` plus a third, as an `f64` that keeps what rounding to fewer digits needs: where it is not exact, its last
-/// bit is one, which no rounding to `f32` takes for a tie.
+/// The product of two `f32` plus a third, as an `f64` that keeps what rounding to fewer digits needs: where it is not
+/// exact, its last bit is one, which no rounding to `f32` takes for a tie.
 #[must_use]
 pub fn fused(a: f32, b: f32, c: f32) -> f64 {
     add_to_odd(f64::from(a) * f64::from(b), f64::from(c))
@@ -94,7 +94,8 @@ pub fn to_half(value: f32) -> u32 {
     if value.is_nan() { 0x7fff } else { u32::from(half::f16::from_f32(value).to_bits()) }
 }
 
-/// An `f64` with an odd last bit where inexact, to f16. Going by `f32` must not round twice, so that step goes to odd as well.
+/// An `f64` with an odd last bit where inexact, to f16. Going by `f32` must not round twice, so that step goes to odd
+/// as well.
 #[must_use]
 pub fn odd_to_half(value: f64) -> u32 {
     to_half(to_odd_single(value))
@@ -160,7 +161,8 @@ pub fn to_e5m2(value: f32) -> u32 {
     sign | small_float(size, 2, -14)
 }
 
-/// The bits of a format with so many fraction bits and this least exponent. A carry out of the fraction goes into the exponent.
+/// The bits of a format with so many fraction bits and this least exponent. A carry out of the fraction goes into the
+/// exponent.
 fn small_float(size: f32, fraction: i32, least: i32) -> u32 {
     let exponent = if size.is_normal() { (size.to_bits() >> 23) as i32 - 127 } else { -127 };
     let exponent = exponent.max(least);

@@ -50,6 +50,9 @@ pub struct Counts {
 /// Runs a launch to its end.
 pub fn run(launch: &Launch, view: &View) -> Result<Counts, Box<Report>> {
     let blocks: u64 = launch.grid.iter().map(|side| u64::from(*side)).product();
+    if blocks == 0 || launch.threads.contains(&0) {
+        return Ok(Counts::default());
+    }
     let order = Order::new(blocks, launch.seed);
     let shared = Progressing { next: AtomicUsize::new(0), stop: AtomicBool::new(false), first: Mutex::new(None) };
     let counts = (AtomicU64::new(0), AtomicU64::new(0));

@@ -1,7 +1,8 @@
 //! Device memory: regions with addresses of their own, and for each byte whether it was written.
 //!
-//! Addresses lie where no pointer of the host can be, and no address is given out twice, so a pointer that is used after its memory was
-//! freed never finds other memory there. Kernels on several host threads access the same bytes, so every access is atomic.
+//! Addresses lie where no pointer of the host can be, and no address is given out twice, so a pointer that is used
+//! after its memory was freed never finds other memory there. Kernels on several host threads access the same bytes,
+//! so every access is atomic.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ pub const SHARED_WINDOW: u64 = 1 << 56;
 pub const LOCAL_WINDOW: u64 = SHARED_WINDOW + (1 << 32);
 
 /// The alignment of regions.
-const ALIGNMENT: usize = 512;
+const ALIGNMENT: usize = 1024;
 
 /// Bytes of unused addresses between regions.
 const GAP: u64 = 4096;
@@ -360,8 +361,8 @@ impl Memory {
         self.view = None;
     }
 
-    /// The address of the words through which the blocks of a cooperative grid wait for each other, all zero. There is one such
-    /// place, since one grid runs at a time.
+    /// The address of the words through which the blocks of a cooperative grid wait for each other, all zero. There
+    /// is one such place, since one grid runs at a time.
     pub fn workspace(&mut self) -> Option<u64> {
         const BYTES: u64 = 64;
         if self.workspace.is_none() {

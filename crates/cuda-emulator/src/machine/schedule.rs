@@ -9,8 +9,8 @@ use crate::program::{Control, Instruction, Kernel, NONE};
 /// The most instructions that a warp runs before another has its turn.
 const SLICE: usize = 256;
 
-/// One slice in so many goes to any lanes that can run instead of those that are furthest behind, so that lanes which wait for others in a
-/// loop do not wait for ever.
+/// One slice in so many goes to any lanes that can run instead of those that are furthest behind, so that lanes which
+/// wait for others in a loop do not wait for ever.
 const STRAY: usize = 16;
 
 /// What came of a slice.

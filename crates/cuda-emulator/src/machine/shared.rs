@@ -1,8 +1,8 @@
 //! A block's shared memory, and for each of its bytes who accessed it last.
 //!
-//! Accesses carry a stamp: the number of barriers that the block has completed. `seen[x][r]` is the last stamp of warp `r` whose
-//! accesses come before what warp `x` does now; a barrier raises it for the warps that wait there. Two accesses of different
-//! warps, one of them a write, that are not ordered so are a race.
+//! Accesses carry a stamp: the number of barriers that the block has completed. `seen[x][r]` is the last stamp of
+//! warp `r` whose accesses come before what warp `x` does now; a barrier raises it for the warps that wait there. Two
+//! accesses of different warps, one of them a write, that are not ordered so are a race.
 
 use super::fault::{Fault, FaultKind, Outcome};
 
@@ -12,7 +12,8 @@ const WARPS: usize = 32;
 /// The stamps end here; a block that gets so far starts over and forgets its readers.
 const LAST_STAMP: u32 = (1 << 25) - 1;
 
-/// A warp and a stamp. The lowest five bits are the warp, then a bit for an atomic access and one for a copy on its way.
+/// A warp and a stamp. The lowest five bits are the warp, then a bit for an atomic access and one for a copy on its
+/// way.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Entry(u32);
 

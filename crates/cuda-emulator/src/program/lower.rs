@@ -13,6 +13,9 @@ const MOST_BLOCK_BYTES: u64 = 1 << 18;
 /// The most bytes of parameters.
 const MOST_PARAMETER_BYTES: u64 = 32764;
 
+/// The deepest nesting of braces in a body.
+const MOST_SCOPES: usize = 64;
+
 /// The most threads of a block.
 const MOST_THREADS: u32 = 1024;
 
@@ -194,6 +197,9 @@ impl<'a> Builder<'a> {
     fn statements(&mut self, entry: &'a Entry<'a>) -> Result<(), Error> {
         for statement in &entry.body {
             match statement {
+                Statement::Open if self.scopes.len() > MOST_SCOPES => {
+                    return Err(Error::new(entry.position, "braces are nested too deeply"));
+                }
                 Statement::Open => self.scopes.push(Scope::default()),
                 Statement::Close => {
                     self.scopes.pop();

@@ -267,7 +267,8 @@ impl<'a> Parser<'a> {
             self.at += 1;
             match word {
                 ".ptr" | ".global" | ".shared" | ".local" | ".const" => {}
-                // The alignment of what a pointer points to follows `.ptr`; that of the parameter comes before its type.
+                // The alignment of what a pointer points to follows `.ptr`; that of the parameter comes before its
+                // type.
                 ".align" if shape.element == 0 => shape.alignment = self.integer()?,
                 ".align" => {
                     self.integer()?;
@@ -459,9 +460,11 @@ impl<'a> Parser<'a> {
             return Err(Error::new(position, format!("`{opcode}`: calls are not supported")));
         }
         while self.peek() != Kind::Mark(';') {
-            operands.push(self.operand()?);
+            let operand = self.operand();
+            let named = |error: Error| Error::new(error.position, format!("`{opcode}`: {}", error.message));
+            operands.push(operand.map_err(named)?);
             if !self.accept(',') && self.peek() != Kind::Mark(';') {
-                return self.error(format!("expected `,` or `;`, found {}", self.found()));
+                return self.error(format!("`{opcode}`: expected `,` or `;`, found {}", self.found()));
             }
         }
         self.expect(';')?;
@@ -563,7 +566,7 @@ impl Shape {
             return Err(Error::new(position, format!("`{name}` has no type")));
         }
         let alignment = self.alignment.max(self.element * self.lanes);
-        if !alignment.is_power_of_two() || alignment > 512 {
+        if !alignment.is_power_of_two() || alignment > 1024 {
             return Err(Error::new(position, format!("`{name}` has an impossible alignment")));
         }
         let bytes = (self.element * self.lanes).saturating_mul(self.length);
@@ -623,7 +626,10 @@ mod tests {
         let at = |text: &str| parse(text).unwrap_err().to_string();
         assert_eq!(at(".version 9.5\n"), "PTX line 1, column 1: PTX 9.5 is newer than this driver, which knows 9.0");
         assert_eq!(at(".target sm_80"), "PTX line 1, column 1: no `.version` directive");
-        assert!(at(&format!("{HEAD}.entry k() {{ add.s32 %r1 %r2; }}")).starts_with("PTX line 4, column 26: expected"));
+        assert!(
+            at(&format!("{HEAD}.entry k() {{ add.s32 %r1 %r2; }}"))
+                .starts_with("PTX line 4, column 26: `add.s32`: expected")
+        );
         assert!(at(&format!("{HEAD}.entry k() {{")).contains("without an end"));
         assert!(at(&format!("{HEAD}.global .b64 a[99999999999999999];")).contains("too large"));
         assert!(at(&format!("{HEAD}é")).contains("unexpected character"));

@@ -17,8 +17,8 @@ fn library() -> PathBuf {
     found.into_iter().find(|path| path.exists()).expect("cargo builds the driver with its tests")
 }
 
-/// Runs the named test in a process of its own that loads the emulator as `libcuda.so`. Returns what the process wrote, or nothing inside
-/// of it, where the test goes on.
+/// Runs the named test in a process of its own that loads the emulator as `libcuda.so`. Returns what the process
+/// wrote, or nothing inside of it, where the test goes on.
 pub fn outside(test: &str, settings: &[(&str, &str)]) -> Option<String> {
     if env::var_os(INSIDE).is_some() {
         return None;

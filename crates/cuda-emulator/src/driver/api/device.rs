@@ -56,8 +56,8 @@ fn attribute(number: i32, state: &State) -> i32 {
         97 => SHARED_MOST as i32,
         106 => 32,
         111 => 1024,
-        // What can be done: map host memory, run kernels side by side, address all memory alike, priorities, managed memory,
-        // cooperative launches, memory pools.
+        // What can be done: map host memory, run kernels side by side, address all memory alike, priorities, managed
+        // memory, cooperative launches, memory pools.
         15 | 19 | 31 | 41 | 78 | 79 | 80 | 83 | 95 | 115 => 1,
         _ => 0,
     }

@@ -1,5 +1,5 @@
-//! The exported functions. Their pointers come from callers that were promised the driver's rules, so each is wrapped at once in a type
-//! that checks for null; what follows them is in this file alone.
+//! The exported functions. Their pointers come from callers that were promised the driver's rules, so each is wrapped
+//! at once in a type that checks for null; what follows them is in this file alone.
 
 mod device;
 mod graph;

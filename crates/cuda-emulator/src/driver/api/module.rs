@@ -38,7 +38,8 @@ fn load(state: &mut State, text: &str) -> Result<Handle, (Status, String)> {
     Ok(handle)
 }
 
-/// Whether a device of this capability takes PTX for a target: an older or the same one, and the very same for targets with a letter.
+/// Whether a device of this capability takes PTX for a target: an older or the same one, and the very same for
+/// targets with a letter.
 fn fits(target: &str, (major, minor): (u32, u32)) -> Result<(), String> {
     let device = major * 10 + minor;
     let digits: String = target.chars().filter(char::is_ascii_digit).collect();
