@@ -316,3 +316,87 @@ fn memory_runs_out() {
     let newer = TEXT.replace("sm_80", "sm_90a");
     assert_eq!(code(context.load_module(Ptx::from_src(newer))), CUresult::CUDA_ERROR_INVALID_PTX);
 }
+
+#[test]
+fn other_launches_and_memory() {
+    if let Some(text) = outside("other_launches_and_memory", &[]) {
+        assert!(!text.contains("CUDA emulator:"), "{text}");
+        return;
+    }
+    let (context, stream) = start();
+    let text = include_str!("ptx/cooperative.sm_90a.ptx");
+    let module = context.load_module(Ptx::from_src(text)).unwrap();
+    let normalize = module.load_function("normalize").unwrap();
+    let mut x = stream.clone_htod(&[3f32; 1000]).unwrap();
+    let mut sum = stream.clone_htod(&[0f32]).unwrap();
+    let count = 1000;
+    let mut launch = stream.launch_builder(&normalize);
+    launch.arg(&mut x).arg(&mut sum).arg(&count);
+    // SAFETY: the arguments are those of the kernel.
+    unsafe { launch.launch_cooperative(shape(8, 64)) }.unwrap();
+    assert!(stream.clone_dtoh(&x).unwrap().iter().all(|x| (x - 1.0).abs() <= 1e-5));
+    let mut launch = stream.launch_builder(&normalize);
+    launch.arg(&mut x).arg(&mut sum).arg(&count);
+    // SAFETY: as above; too many blocks to be resident together.
+    let refused = code(unsafe { launch.launch_cooperative(shape(132 * 32 + 1, 64)) });
+    assert_eq!(refused, CUresult::CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE);
+
+    // A launch with attributes, between copies of pinned memory and a function of the host, in order.
+    let add = context.load_module(Ptx::from_src(TEXT)).unwrap().load_function("add").unwrap();
+    let occupied = add.occupancy_max_active_blocks_per_multiprocessor(256, 0, None).unwrap();
+    assert_eq!(occupied, 8);
+    // SAFETY: pointers and sizes fit each other, and all is done before the memory is freed.
+    unsafe {
+        let pinned = cudarc::driver::result::malloc_host(256, 0).unwrap().cast::<f32>();
+        let values = std::slice::from_raw_parts_mut(pinned, 64);
+        values.fill(2.0);
+        let raw = stream.cu_stream();
+        let device = cudarc::driver::result::malloc_async(raw, 256).unwrap();
+        cudarc::driver::result::memcpy_htod_async(device, values, raw).unwrap();
+        let mut parameters = (device, device, device, 64i32);
+        let mut pointers = [
+            std::ptr::from_mut(&mut parameters.0).cast(),
+            std::ptr::from_mut(&mut parameters.1).cast(),
+            std::ptr::from_mut(&mut parameters.2).cast(),
+            std::ptr::from_mut(&mut parameters.3).cast(),
+        ];
+        let mut attribute: sys::CUlaunchAttribute = std::mem::zeroed();
+        attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let mut configuration: sys::CUlaunchConfig = std::mem::zeroed();
+        (configuration.gridDimX, configuration.gridDimY, configuration.gridDimZ) = (1, 1, 1);
+        (configuration.blockDimX, configuration.blockDimY, configuration.blockDimZ) = (64, 1, 1);
+        (configuration.hStream, configuration.attrs, configuration.numAttrs) = (raw, &mut attribute, 1);
+        let function = function_of(&context);
+        sys::cuLaunchKernelEx(&configuration, function, pointers.as_mut_ptr(), std::ptr::null_mut()).result().unwrap();
+        cudarc::driver::result::memcpy_dtoh_async(values, device, raw).unwrap();
+        let mut seen = 0f32;
+        let mut data = (pinned, std::ptr::from_mut(&mut seen));
+        sys::cuLaunchHostFunc(raw, Some(look), std::ptr::from_mut(&mut data).cast()).result().unwrap();
+        cudarc::driver::result::free_async(device, raw).unwrap();
+        stream.synchronize().unwrap();
+        assert_eq!((values[63], seen), (4.0, 4.0));
+        // Freed in the order of the stream, so a second time is an error.
+        assert_eq!(code(cudarc::driver::result::free_async(device, raw)), CUresult::CUDA_ERROR_INVALID_VALUE);
+        cudarc::driver::result::free_host(pinned.cast()).unwrap();
+    }
+}
+
+/// The raw handle of `add`. The module stays loaded as long as the process.
+fn function_of(_context: &Arc<CudaContext>) -> sys::CUfunction {
+    let text = std::ffi::CString::new(TEXT).unwrap();
+    // SAFETY: the text ends with a zero, and the handles are those that the calls give.
+    unsafe {
+        let module = cudarc::driver::result::module::load_data(text.as_ptr().cast()).unwrap();
+        cudarc::driver::result::module::get_function(module, c"add".to_owned()).unwrap()
+    }
+}
+
+/// Looks at what the copy before it has brought.
+unsafe extern "C" fn look(data: *mut std::ffi::c_void) {
+    // SAFETY: the data is a pair of pointers that live until the stream is done.
+    unsafe {
+        let (from, to) = *data.cast::<(*const f32, *mut f32)>();
+        *to = *from;
+    }
+}
