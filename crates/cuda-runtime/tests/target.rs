@@ -47,8 +47,8 @@ const GRAPH: &str = "graph {
 fn answer(values: &[&str]) -> Result<(), String> {
     let graph = parse(GRAPH).unwrap();
     let find = |name: &&str| {
-        let is_named = |op: &allotrope_graph::Op| graph.value(op.output).name == **name;
-        OpId(graph.ops().iter().position(is_named).unwrap_or_else(|| panic!("no %{name}")) as u32)
+        let is_named = |op: &OpId| graph.value(graph.op(*op).output).name == **name;
+        graph.op_ids().find(is_named).unwrap_or_else(|| panic!("no %{name}"))
     };
     let mut ops: Vec<OpId> = values.iter().map(find).collect();
     ops.sort_unstable();

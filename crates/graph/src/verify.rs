@@ -103,7 +103,7 @@ impl Problems<'_> {
     }
 
     fn values(&self) -> impl Iterator<Item = (ValueId, &Value)> {
-        self.graph.values().iter().enumerate().map(|(index, value)| (ValueId(index as u32), value))
+        self.graph.value_ids().zip(self.graph.values())
     }
 
     fn check_names(&mut self) {
@@ -154,12 +154,12 @@ impl Problems<'_> {
 
     fn check_ops(&mut self) {
         let graph = self.graph;
-        for (index, op) in graph.ops().iter().enumerate() {
-            if graph.value(op.output).definition != Definition::Op(OpId(index as u32)) {
+        for (id, op) in graph.op_ids().zip(graph.ops()) {
+            if graph.value(op.output).definition != Definition::Op(id) {
                 self.at(op.output, "it is not defined by the operation that yields it".to_owned());
             }
             for input in &op.inputs {
-                if graph.producer(*input).is_some_and(|producer| producer.index() >= index) {
+                if graph.producer(*input).is_some_and(|producer| producer >= id) {
                     self.at(op.output, format!("it uses %{} before it is defined", self.name(*input)));
                 }
             }
@@ -177,8 +177,7 @@ impl Problems<'_> {
 
     fn check_states(&mut self) {
         let graph = self.graph;
-        for (index, value) in graph.values().iter().enumerate().filter(|(_, value)| value.ty.kv_cache().is_some()) {
-            let id = ValueId(index as u32);
+        for (id, value) in graph.value_ids().zip(graph.values()).filter(|(_, value)| value.ty.kv_cache().is_some()) {
             let users = graph.users(id);
             let writes = |op: &OpId| matches!(graph.op(*op).kind, OpKind::KvWrite);
             if let (true, Some(reader)) = (users.len() > 1, users.iter().find(|user| writes(user))) {

@@ -85,8 +85,8 @@ fn table(as_built: &Graph, levels: &[Graph]) -> String {
         let _ = write!(text, "| `{name} = {}({})` |", op.kind.name(), operands.join(", "));
         for graph in levels {
             let full = &as_built.value(op.output).name;
-            let found = graph.ops().iter().position(|op| graph.value(op.output).name == *full);
-            let launch = found.map(|index| graph.group_of(allotrope_graph::OpId(index as u32)).to_string());
+            let found = graph.op_ids().find(|op| graph.value(graph.op(*op).output).name == *full);
+            let launch = found.map(|op| graph.group_of(op).to_string());
             let _ = write!(text, " {} |", launch.as_deref().unwrap_or("="));
         }
         text.push('\n');

@@ -226,7 +226,7 @@ fn a_chain_has_the_same_bits_however_it_is_grouped_and_placed() {
         let weights = Weights::random(&mut random, &graph);
         let inputs = batch(&mut random);
         let mut groupings = groupings(&mut random, &graph);
-        let ops: Vec<OpId> = (0..graph.ops().len()).map(|index| OpId(index as u32)).collect();
+        let ops: Vec<OpId> = graph.op_ids().collect();
         CpuTarget.accepts(&graph, &ops).unwrap();
         let mut whole = graph.clone();
         whole.regroup(&ops).unwrap();

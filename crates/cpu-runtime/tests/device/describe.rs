@@ -38,7 +38,7 @@ fn each_phase_is_a_line_that_shows_its_kernel() {
     let projected = graph.push("projected", kind, &[attended, o]).unwrap();
     let sum = graph.push("sum", OpKind::Add, &[projected, x]).unwrap();
     graph.add_output(sum);
-    let ops: Vec<OpId> = (1..graph.ops().len()).map(|index| OpId(index as u32)).collect();
+    let ops: Vec<OpId> = graph.op_ids().skip(1).collect();
     graph.regroup(&ops).unwrap();
     assert_eq!(
         describe(&graph, 0),

@@ -21,10 +21,10 @@ fn launch(dtype: DType, build: impl Fn(&mut Graph, ValueId, ValueId)) -> Launch 
         graph.push(name, OpKind::Embedding, &[table, ids]).unwrap()
     });
     build(&mut graph, x, y);
-    let ops: Vec<OpId> = (2..graph.ops().len()).map(|index| OpId(index as u32)).collect();
+    let ops: Vec<OpId> = graph.op_ids().skip(2).collect();
     graph.regroup(&ops).unwrap();
     CpuTarget.accepts(&graph, &ops).unwrap();
-    let ids = (0..graph.values().len()).map(|index| ValueId(index as u32));
+    let ids = graph.value_ids();
     let values = ids.map(|id| (graph.value(id).name.clone(), id)).collect();
     Launch { graph, values }
 }

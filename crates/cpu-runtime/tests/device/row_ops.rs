@@ -294,7 +294,7 @@ fn every_e4m3_code_moves_as_it_is() {
     inputs.token_ids = (0..20).collect();
     inputs.token_sequences = (0..20).rev().collect();
     let expected = reference(&graph, &weights, &inputs);
-    let all: Vec<_> = (0..graph.ops().len()).map(|index| allotrope_graph::OpId(index as u32)).collect();
+    let all: Vec<_> = graph.op_ids().collect();
     for grouped in [false, true] {
         if grouped {
             graph.regroup(&all).unwrap();

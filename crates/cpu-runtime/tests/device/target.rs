@@ -7,7 +7,7 @@ use allotrope_graph::{DType, Dim, Graph, Input, KvCacheType, OpId, OpKind, Targe
 #[test]
 fn launches_over_tokens_and_over_rows_of_logits_are_apart() {
     let graph = decoder(DType::Bf16, false);
-    let all: Vec<OpId> = (0..graph.ops().len()).map(|index| OpId(index as u32)).collect();
+    let all: Vec<OpId> = graph.op_ids().collect();
     let reason = CpuTarget.accepts(&graph, &all).unwrap_err();
     assert!(reason.contains("over tokens or over rows of logits"), "{reason}");
     for op in &all {

@@ -12,8 +12,7 @@ impl PartialEq for Graph {
         if !same_sizes {
             return false;
         }
-        let by_name: HashMap<&str, ValueId> =
-            other.values.iter().enumerate().map(|(index, value)| (&*value.name, ValueId(index as u32))).collect();
+        let by_name: HashMap<&str, ValueId> = other.value_ids().map(|id| (&*other.value(id).name, id)).collect();
         let same_value = |id: ValueId, in_other: ValueId| self.value(id).name == other.value(in_other).name;
         let same_list = |ids: &[ValueId], in_other: &[ValueId]| {
             ids.len() == in_other.len() && ids.iter().zip(in_other).all(|(id, other)| same_value(*id, *other))
@@ -37,7 +36,7 @@ impl PartialEq for Graph {
             };
             same_list(&outputs(self, group), &outputs(other, in_other))
         };
-        (0..self.values.len()).all(|index| same_definition(ValueId(index as u32)))
+        self.value_ids().all(same_definition)
             && self.groups.iter().zip(&other.groups).all(|(group, in_other)| same_group(group, in_other))
             && same_list(&self.outputs, &other.outputs)
     }

@@ -124,6 +124,16 @@ impl Graph {
         &self.groups
     }
 
+    /// The ids of all values, in order.
+    pub fn value_ids(&self) -> impl DoubleEndedIterator<Item = ValueId> + Clone + use<> {
+        (0..self.values.len() as u32).map(ValueId)
+    }
+
+    /// The ids of all operations, in order.
+    pub fn op_ids(&self) -> impl DoubleEndedIterator<Item = OpId> + Clone + use<> {
+        (0..self.ops.len() as u32).map(OpId)
+    }
+
     /// The values that the step yields.
     pub fn outputs(&self) -> &[ValueId] {
         &self.outputs
@@ -280,7 +290,7 @@ impl Graph {
                 graph.leaves.entry(value.definition.clone()).or_insert(ValueId(index as u32));
             }
         }
-        (0..graph.ops.len()).for_each(|index| graph.note_users(OpId(index as u32)));
+        graph.op_ids().for_each(|op| graph.note_users(op));
         graph.set_groups(groups);
         graph
     }

@@ -31,12 +31,12 @@ impl Graph {
     /// True if every operation is in a group of its own, in order.
     pub fn is_flat(&self) -> bool {
         self.groups.len() == self.ops.len()
-            && self.groups.iter().enumerate().all(|(index, group)| group.ops == [OpId(index as u32)])
+            && self.groups.iter().zip(self.op_ids()).all(|(group, op)| group.ops == [op])
     }
 
     /// Puts every operation back into a group of its own, in the order of the operations.
     pub fn flatten(&mut self) {
-        self.set_groups((0..self.ops.len()).map(|index| Group { ops: vec![OpId(index as u32)] }).collect());
+        self.set_groups(self.op_ids().map(|op| Group { ops: vec![op] }).collect());
     }
 
     /// Puts the groups into another order, a permutation of their places that respects their operands.

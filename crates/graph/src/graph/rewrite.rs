@@ -14,7 +14,7 @@ pub(crate) struct Rewriting {
 impl Rewriting {
     pub(crate) fn of(graph: &Graph) -> Self {
         Rewriting {
-            replacement: (0..graph.values.len()).map(|index| ValueId(index as u32)).collect(),
+            replacement: graph.value_ids().collect(),
             ops: graph.ops.clone(),
             dropped: vec![false; graph.ops.len()],
         }

@@ -82,12 +82,12 @@ fn drop_rounding(session: &mut Session<'_>) {
     let old = std::mem::take(session.graph);
     let mut new = Graph::new();
     let mut ids: Vec<Option<ValueId>> = vec![None; old.values().len()];
-    for index in 0..old.ops().len() {
-        let op = old.op(OpId(index as u32));
+    for id in old.op_ids() {
+        let op = old.op(id);
         let name = &old.value(op.output).name;
         let inputs: Vec<ValueId> = op.inputs.iter().map(|input| copied(&old, &mut new, &mut ids, *input)).collect();
         let result = match old.tensor_type(op.output) {
-            Some(ty) if chosen.contains(&OpId(index as u32)) => {
+            Some(ty) if chosen.contains(&id) => {
                 let silu = old.producer(op.inputs[0]).map(|silu| old.op(silu).inputs[0]);
                 let x = silu.map_or(inputs[0], |x| copied(&old, &mut new, &mut ids, x));
                 let wide = |new: &mut Graph, what: &str, kind, inputs: &[ValueId]| {

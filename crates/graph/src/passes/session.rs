@@ -91,8 +91,7 @@ impl Session<'_> {
 
     /// The operations of a kind, in order.
     pub fn ops_where(&self, is: impl Fn(&OpKind) -> bool) -> Vec<OpId> {
-        let ids = (0..self.graph.ops().len()).map(|index| OpId(index as u32));
-        ids.filter(|op| is(&self.op(*op).kind)).collect()
+        self.graph.op_ids().filter(|op| is(&self.op(*op).kind)).collect()
     }
 
     /// The operation that yields an operand.

@@ -28,9 +28,8 @@ pub fn dot(graph: &Graph, wanted: impl Fn(usize) -> bool) -> String {
         text.push_str("  }\n");
     }
     let is_wanted = |op: OpId| wanted(graph.group_of(op));
-    for (index, op) in graph.ops().iter().enumerate() {
-        let id = OpId(index as u32);
-        for producer in op.inputs.iter().filter_map(|input| graph.producer(*input)) {
+    for id in graph.op_ids() {
+        for producer in graph.op(id).inputs.iter().filter_map(|input| graph.producer(*input)) {
             if is_wanted(id) && is_wanted(producer) {
                 let _ = writeln!(text, "  op{} -> op{};", producer.0, id.0);
             }

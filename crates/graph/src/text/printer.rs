@@ -123,8 +123,8 @@ fn plain(text: &str) -> Line {
 
 fn leaf_lines(graph: &Graph, wanted: impl Fn(ValueId) -> bool) -> Vec<Line> {
     let mut lines = Vec::new();
-    for (index, value) in graph.values().iter().enumerate() {
-        let id = ValueId(index as u32);
+    for id in graph.value_ids() {
+        let value = graph.value(id);
         let keyword = match &value.definition {
             Definition::Input(_) => "input".to_owned(),
             Definition::Weight(_) => "weight".to_owned(),
@@ -155,8 +155,7 @@ fn group_lines(graph: &Graph, index: usize) -> Vec<Line> {
 /// Operations that are in no group, which only a malformed graph has.
 fn ungrouped_lines(graph: &Graph) -> Vec<Line> {
     let mut lines = Vec::new();
-    let ids = (0..graph.ops().len()).map(|index| OpId(index as u32));
-    for op in ids.filter(|op| graph.group_of(*op) == usize::MAX) {
+    for op in graph.op_ids().filter(|op| graph.group_of(*op) == usize::MAX) {
         let mut line = op_line(graph, op, "  ");
         line.text.push_str(" ; in no group");
         lines.push(line);

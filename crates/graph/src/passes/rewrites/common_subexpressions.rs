@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::graph::{OpId, Rewriting, ValueId};
+use crate::graph::{Rewriting, ValueId};
 use crate::op::OpKind;
 use crate::passes::Session;
 
@@ -11,8 +11,7 @@ use crate::passes::Session;
 pub(in crate::passes) fn eliminate_common_subexpressions(session: &mut Session<'_>) {
     let mut rewriting = Rewriting::of(session.graph);
     let mut first: HashMap<(&'static str, Vec<u64>, Vec<ValueId>), ValueId> = HashMap::new();
-    for index in 0..rewriting.ops.len() {
-        let id = OpId(index as u32);
+    for id in session.graph.op_ids() {
         // Operands come before their users, so one look finds what an operand stands for.
         let op = rewriting.settled(id);
         if matches!(op.kind, OpKind::KvWrite) {

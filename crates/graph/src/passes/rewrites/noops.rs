@@ -179,8 +179,7 @@ fn size_of(graph: &Graph, value: ValueId, axis: usize) -> Option<usize> {
 fn drop_dead(session: &mut Session<'_>, rewriting: &mut Rewriting) {
     let mut alive = vec![false; session.graph.values().len()];
     session.graph.outputs().iter().for_each(|output| alive[rewriting.resolve(*output).index()] = true);
-    for index in (0..rewriting.ops.len()).rev() {
-        let id = OpId(index as u32);
+    for id in session.graph.op_ids().rev() {
         if rewriting.is_dropped(id) {
             continue;
         }
