@@ -67,16 +67,15 @@ impl State {
         let id = stream.capture.ok_or(Status::ILLEGAL_STATE)?;
         let capture = self.captures.get_mut(&id).ok_or(Status::ILLEGAL_STATE)?;
         if capture.mode != RELAXED && capture.thread != std::thread::current().id() {
+            // The capture ends all the same.
+            self.abandon(id);
             return Err(Status::CAPTURE_WRONG_THREAD);
         }
         if capture.origin != handle {
             capture.invalid = true;
             return Err(Status::CAPTURE_UNMATCHED);
         }
-        let Some(capture) = self.captures.remove(&id) else { return Err(Status::ILLEGAL_STATE) };
-        for stream in self.streams.values_mut().filter(|stream| stream.capture == Some(id)) {
-            stream.capture = None;
-        }
+        let Some(capture) = self.abandon(id) else { return Err(Status::ILLEGAL_STATE) };
         if capture.invalid {
             return Err(Status::CAPTURE_INVALIDATED);
         }
@@ -88,6 +87,14 @@ impl State {
         let graph = self.handle();
         self.graphs.insert(graph, capture.graph);
         Ok(graph)
+    }
+
+    /// Takes a capture from its streams.
+    fn abandon(&mut self, id: Handle) -> Option<Capture> {
+        for stream in self.streams.values_mut().filter(|stream| stream.capture == Some(id)) {
+            stream.capture = None;
+        }
+        self.captures.remove(&id)
     }
 
     /// What a stream's capture is doing, and its number.

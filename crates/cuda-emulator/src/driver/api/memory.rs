@@ -23,14 +23,12 @@ fn allocate(state: &mut State, bytes: usize) -> Result<Arc<Region>, Status> {
     state.memory.allocate(bytes as u64).ok_or(Status::OUT_OF_MEMORY)
 }
 
-/// Does work on a stream and waits for it.
-fn at_once(stream: u64, work: Work, waits: bool) -> Outcome {
+/// Does work on the legacy stream and waits for it. That is allowed while a stream captures that does not wait for the
+/// legacy one.
+fn at_once(work: Work) -> Outcome {
     let mut state = enter()?;
-    if waits {
-        state.implicit(stream)?;
-        state.unsafe_call()?;
-    }
-    submit_and_wait(state, stream, work)
+    state.implicit(LEGACY)?;
+    submit_and_wait(state, LEGACY, work)
 }
 
 fn submit_and_wait(mut state: MutexGuard<'static, State>, stream: u64, work: Work) -> Outcome {
@@ -61,7 +59,7 @@ fn set(to: u64, value: u32, width: u8, count: usize, stream: Option<usize>) -> O
     }
     let work = Work::Set { to, value, width, count: count as u64 };
     match stream {
-        None => at_once(LEGACY, work, true),
+        None => at_once(work),
         Some(stream) => {
             let mut state = enter()?;
             let stream = state.stream(stream)?;
@@ -102,9 +100,13 @@ export! {
     fn cuMemAllocAsync(address: Out<u64>, bytes: usize, stream: Pointer) {
         let mut state = enter()?;
         let stream = state.stream(stream.address())?;
+        let captured = state.is_capturing(stream)?;
+        if !captured {
+            state.unsafe_call()?;
+        }
         let region = allocate(&mut state, bytes)?;
         address.set(region.address)?;
-        if state.is_capturing(stream)? {
+        if captured {
             // The address is the graph's; the memory is there while the graph runs.
             state.memory.free(region.address);
             return state.submit(stream, Work::Allocate(region)).map(|_| ());
@@ -167,20 +169,20 @@ export! {
     }
 
     fn cuMemcpyHtoD_v2(to: u64, from: Pointer, bytes: usize) {
-        at_once(LEGACY, Work::CopyIn { to, from: from.host(), bytes: bytes as u64 }, true)
+        at_once(Work::CopyIn { to, from: from.host(), bytes: bytes as u64 })
     }
 
     fn cuMemcpyDtoH_v2(to: Pointer, from: u64, bytes: usize) {
-        at_once(LEGACY, Work::CopyOut { to: to.host(), from, bytes: bytes as u64 }, true)
+        at_once(Work::CopyOut { to: to.host(), from, bytes: bytes as u64 })
     }
 
     fn cuMemcpyDtoD_v2(to: u64, from: u64, bytes: usize) {
-        at_once(LEGACY, Work::Copy { to, from, bytes: bytes as u64 }, true)
+        at_once(Work::Copy { to, from, bytes: bytes as u64 })
     }
 
     fn cuMemcpy(to: u64, from: u64, bytes: usize) {
         let work = any_copy(&*enter()?, to, from, bytes);
-        at_once(LEGACY, work, true)
+        at_once(work)
     }
 
     fn cuMemcpyHtoDAsync_v2(to: u64, from: Pointer, bytes: usize, stream: Pointer) {
@@ -189,11 +191,9 @@ export! {
         if bytes == 0 {
             return Ok(());
         }
-        if is_pinned(&state, from, bytes) {
+        // A graph reads the memory whenever it runs, of whatever kind it is.
+        if is_pinned(&state, from, bytes) || state.is_capturing(stream)? {
             return state.submit(stream, Work::CopyIn { to, from: from.host(), bytes: bytes as u64 }).map(|_| ());
-        }
-        if state.is_capturing(stream)? {
-            return state.observe(stream);
         }
         // As the driver does: pageable memory may change as soon as the call returns.
         let staged = Work::CopyStaged { to, bytes: from.bytes(bytes)?.into() };
@@ -209,9 +209,6 @@ export! {
         let work = Work::CopyOut { to: to.host(), from, bytes: bytes as u64 };
         if is_pinned(&state, to, bytes) {
             return state.submit(stream, work).map(|_| ());
-        }
-        if state.is_capturing(stream)? {
-            return state.observe(stream);
         }
         submit_and_wait(state, stream, work)
     }

@@ -3,7 +3,7 @@
 
 use super::{Out, Outcome, Pointer, export};
 use crate::driver::capture::{Stage, is_mode};
-use crate::driver::state::{Event, Handle, MODE, Stream, driver, enter};
+use crate::driver::state::{Event, Handle, LEGACY, MODE, Stream, driver, enter};
 use crate::driver::status::Status;
 use crate::driver::work::{HostFunction, Work};
 
@@ -35,6 +35,7 @@ export! {
         let mut state = enter()?;
         let stream = state.stream(stream.address())?;
         state.observe(stream)?;
+        state.unsafe_call()?;
         if state.is_idle(stream) {
             return Ok(());
         }
@@ -97,8 +98,10 @@ export! {
     }
 
     fn cuEventSynchronize(event: Handle) {
-        let state = enter()?;
-        match state.event_mark(event)? {
+        let mut state = enter()?;
+        let mark = state.event_mark(event)?;
+        state.unsafe_call()?;
+        match mark {
             Some(mark) => driver().wait(state, mark).map(|_| ()),
             None => Ok(()),
         }
@@ -135,9 +138,12 @@ export! {
     }
 
     fn cuStreamIsCapturing(stream: Pointer, status: Out<u32>) {
-        let mut state = enter()?;
+        let state = enter()?;
         let stream = state.stream(stream.address())?;
-        state.implicit(stream)?;
+        // This alone says that the legacy stream would wait for a capture and lets it be.
+        if stream == LEGACY && state.streams.values().any(|stream| stream.blocking && stream.capture.is_some()) {
+            return Err(Status::CAPTURE_IMPLICIT);
+        }
         status.set(stage_number(state.capture_stage(stream).0))
     }
 
