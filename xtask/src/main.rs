@@ -4,6 +4,7 @@
 mod bench;
 mod bisect;
 mod docs;
+mod emulate;
 mod error;
 mod fixtures;
 mod runner;
@@ -33,6 +34,8 @@ enum Task {
     Bisect(bisect::Options),
     /// Write the documentation that is generated from the code, or check that it is current
     Docs(docs::Options),
+    /// Run a program on the CUDA emulator, which takes the place of a GPU and its driver: `cargo xtask emulate -- COMMAND`
+    Emulate(emulate::Options),
     /// Make the test checkpoints, their reference logits and the questions again (needs Python with torch and transformers)
     Fixtures(fixtures::Options),
     /// Check the rules of the source tree that no compiler checks
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Bisect(options) => bisect::run(&options),
         Task::Docs(options) => docs::run(&options),
+        Task::Emulate(options) => emulate::run(&options),
         Task::Fixtures(options) => fixtures::run(&options),
         Task::Tidy => tidy::run(),
         Task::Validate => validate::run(),

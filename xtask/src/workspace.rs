@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value;
+
 use crate::error::TaskError;
 
 /// Folders that hold no source: build outputs, version control, virtual environments.
@@ -44,6 +46,24 @@ pub(crate) fn files_below(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
 /// If it can't be read or is not UTF-8.
 pub(crate) fn read(path: &Path) -> Result<String, TaskError> {
     fs::read_to_string(path).map_err(TaskError::file(path))
+}
+
+/// Cargo's target folder.
+///
+/// # Errors
+/// If cargo does not name one.
+pub(crate) fn target_folder() -> Result<PathBuf, TaskError> {
+    let arguments = ["metadata", "--format-version", "1", "--no-deps", "--offline"];
+    let command = format!("cargo {}", arguments.join(" "));
+    let output = Command::new("cargo").args(arguments).current_dir(root()).output();
+    let output = output.map_err(|source| TaskError::Start { command: command.clone(), source })?;
+    if !output.status.success() {
+        return Err(TaskError::Status { command, status: output.status });
+    }
+    let metadata: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|error| TaskError::Message(format!("cargo metadata is not JSON: {error}")))?;
+    let target = metadata.get("target_directory").and_then(Value::as_str).map(PathBuf::from);
+    target.ok_or_else(|| TaskError::Message("cargo metadata names no target_directory".into()))
 }
 
 /// Runs a program in the repository's top folder, its output going where ours goes.

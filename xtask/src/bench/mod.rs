@@ -72,7 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
         return passes::run(&model, &options.model.display().to_string(), options.runs, &machine);
     }
     let vocabulary = vocabulary(&model)?;
-    let target = target_folder()?;
+    let target = workspace::target_folder()?;
     let program = build(&target)?;
     let folder = tempfile::tempdir().map_err(TaskError::file(Path::new("a temporary folder")))?;
     let bench = Bench { options, model: &model, program: &program, folder: folder.path(), vocabulary };
@@ -91,16 +91,6 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
     fs::write(&json, format!("{:#}\n", comparison.to_json())).map_err(TaskError::file(&json))?;
     println!("every measurement: {}", json.display());
     comparison.bits.check()
-}
-
-/// Cargo's target folder.
-fn target_folder() -> Result<PathBuf, TaskError> {
-    let arguments = ["metadata", "--format-version", "1", "--no-deps", "--offline"];
-    let output = process::capture(Path::new("cargo"), &arguments)?;
-    let metadata: Value = serde_json::from_str(&output.stdout)
-        .map_err(|error| TaskError::Message(format!("cargo metadata is not JSON: {error}")))?;
-    let target = metadata.get("target_directory").and_then(Value::as_str).map(PathBuf::from);
-    target.ok_or_else(|| TaskError::Message("cargo metadata names no target_directory".into()))
 }
 
 /// Builds the program and gives its path.
