@@ -21,7 +21,13 @@ pub struct Bench {
     pub memory: Memory,
     pub kernels: Vec<Arc<Kernel>>,
     pub seed: u64,
+    /// Sees every launch that went well.
+    pub witness: Option<Witness>,
 }
+
+/// Sees a launch: the kernel, its shape and arguments, and for each pointer among them what its memory held before and
+/// after.
+pub type Witness = Box<dyn FnMut(&str, Shape, &[Argument], &[[Vec<u8>; 2]])>;
 
 /// How a kernel is launched.
 #[derive(Clone, Copy)]
@@ -46,7 +52,7 @@ impl Bench {
             region.write(region.address, &variable.initial);
             Some(region.address)
         })?;
-        Ok(Self { memory, kernels: program.kernels, seed: seed() })
+        Ok(Self { memory, kernels: program.kernels, seed: seed(), witness: None })
     }
 
     /// Memory with these bytes.
@@ -94,7 +100,20 @@ impl Bench {
             check_uninitialized: true,
             host_threads: 2,
         };
-        run(&launch, &self.memory.view())
+        let pointers = arguments.iter().filter_map(|argument| match argument {
+            Argument::Pointer(address) => self.memory.find(*address, 1),
+            _ => None,
+        });
+        let regions: Vec<Arc<Region>> = if self.witness.is_some() { pointers.collect() } else { Vec::new() };
+        let before: Vec<Vec<u8>> = regions.iter().map(|region| bytes(region)).collect();
+        let counts = run(&launch, &self.memory.view())?;
+        if let Some(witness) = &mut self.witness {
+            let after = regions.iter().map(|region| bytes(region));
+            let seen: Vec<[Vec<u8>; 2]> =
+                before.into_iter().zip(after).map(|(before, after)| [before, after]).collect();
+            witness(name, shape, arguments, &seen);
+        }
+        Ok(counts)
     }
 }
 
