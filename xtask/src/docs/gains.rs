@@ -77,9 +77,10 @@ impl Gains {
     pub(super) fn note(&self) -> String {
         format!(
             "Launches of a step of {} at `-O2` on the CPU: {} with every pass, and as many as the table says\n\
-             with one pass off. Steps are decode steps of one sequence: how much longer one takes with the pass off and all others\n\
-             on, where launches are dispatched one by one, and where the whole step is one recording; medians of {} ratios of steps\n\
-             that take turns in one process, on {}.\n\
+             with one pass off (as many again where another pass takes in what it leaves). Steps are decode steps of one\n\
+             sequence: how much longer one takes with the pass off and all others on, where launches are dispatched one by one, and\n\
+             where the whole step is one recording; medians of {} ratios of steps that take turns in one process, on\n\
+             {}.\n\
              `fuse_qk_norm_rope` matches nothing in this model: its row shows how far such medians move by themselves. Measured by\n\
              `{}`.",
             self.model, self.launches, self.blocks, self.machine, self.command
