@@ -191,3 +191,30 @@ fn settings(plan: &Plan) -> Result<String, EngineError> {
     }
     Ok(format!("{json:#}\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use allotrope_graph::passes::{Fuel, run_passes};
+    use allotrope_graph::text::parse;
+
+    /// Of a pipeline that did not come to its end, the graphs are there, and no index that would say that all is.
+    #[test]
+    fn graphs_of_a_pipeline_that_broke_off_are_written_without_an_index() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(INDEX), "of an earlier dump").unwrap();
+        let text = "graph {\n  input %token_ids: i32[T]\n  weight %table: bf16[4, 8]\n  \
+                    %x: bf16[T, 8] = embedding(%table, %token_ids)\n  %y: bf16[T, 8] = cast<to=bf16>(%x)\n  return %y\n}";
+        let (as_built, mut stages) = (parse(text).unwrap(), Vec::new());
+        let target = allotrope_cpu_runtime::CpuTarget;
+        let observe = &mut |report: &PassReport, graph: &Graph| stages.push((report.clone(), graph.clone()));
+        run_passes(&mut as_built.clone(), &PIPELINE[..1], |_| true, &target, Fuel::UNLIMITED, observe).unwrap();
+        write_graphs(&as_built, &stages, folder.path()).unwrap();
+        let read = |name: &str| parse(&fs::read_to_string(folder.path().join(name)).unwrap()).unwrap();
+        assert_eq!(read("00-as-built.air"), as_built);
+        assert_eq!(read("01-eliminate_noops.air").ops().len(), 1);
+        assert!(!folder.path().join(INDEX).exists());
+    }
+}
