@@ -14,6 +14,7 @@ use allotrope_engine::{Llm, Plan};
 use allotrope_graph::evaluate::{ReferenceCache, evaluate};
 use allotrope_graph::passes::{Fuel, PIPELINE, Pass, PassKind, planted, run_passes};
 use allotrope_graph::text::{Place, lines};
+use allotrope_graph::verify::VerifyError;
 use allotrope_graph::{Definition, Graph, StepInputs};
 use allotrope_model::Checkpoint;
 use clap::ValueEnum;
@@ -96,20 +97,17 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
     }
 }
 
-/// How many rewrites each pass made.
-type Matches = Vec<(&'static str, usize)>;
-
 /// The first rewrite after which bits differ, or `None` if there is none.
 ///
 /// # Errors
 /// If the checkpoint can't be run as it is.
 pub(crate) fn bisect(options: &Options) -> Result<Option<Guilty>, TaskError> {
     let bisection = Bisection::new(options)?;
-    let expected = bisection.logits(&bisection.compiled(0)?.0).map_err(TaskError::Message)?;
-    let rewrites = bisection.compiled_unverified(usize::MAX).1.iter().map(|(_, matches)| matches).sum();
+    let expected = bisection.logits(&bisection.compiled(0).verified()?).map_err(TaskError::Message)?;
+    let rewrites = bisection.compiled(usize::MAX).graph.history().iter().map(|report| report.matches).sum();
     let symptom = |fuel: usize| -> Option<String> {
-        let graph = match bisection.compiled(fuel) {
-            Ok((graph, _)) => graph,
+        let graph = match bisection.compiled(fuel).verified() {
+            Ok(graph) => graph,
             Err(error) => return Some(error.to_string()),
         };
         match bisection.logits(&graph) {
@@ -127,11 +125,25 @@ pub(crate) fn bisect(options: &Options) -> Result<Option<Guilty>, TaskError> {
             Some(found) => (different, last_symptom) = (middle, found),
         }
     }
-    let (before, _) = bisection.compiled(same)?;
-    let (after, matches) = bisection.compiled_unverified(different);
-    let pass = matches.iter().rev().find(|(_, matches)| *matches > 0).map_or("no pass", |(name, _)| name);
+    let before = bisection.compiled(same).verified()?;
+    // What is wrong with this one, if it is malformed, is the symptom.
+    let after = bisection.compiled(different).graph;
+    let pass = after.history().iter().rev().find(|report| report.matches > 0).map_or("no pass", |report| report.name);
     let change = change(&before, &after);
     Ok(Some(Guilty { rewrite: different, rewrites, pass, symptom: last_symptom, change }))
+}
+
+/// What the pipeline left.
+struct Compiled {
+    graph: Graph,
+    /// Whether the graph is well-formed. One that is not is as the pass that broke it left it.
+    verified: Result<(), VerifyError>,
+}
+
+impl Compiled {
+    fn verified(self) -> Result<Graph, TaskError> {
+        self.verified.map(|()| self.graph).map_err(|error| TaskError::Message(error.to_string()))
+    }
 }
 
 struct Bisection {
@@ -169,29 +181,12 @@ impl Bisection {
         })
     }
 
-    /// The graph after so many rewrites, and how many each pass made.
-    fn compiled(&self, fuel: usize) -> Result<(Graph, Matches), TaskError> {
+    /// The graph after so many rewrites.
+    fn compiled(&self, fuel: usize) -> Compiled {
         let mut graph = self.as_built.clone();
-        let mut matches = Vec::new();
         let fuel = Fuel::limited(fuel);
-        run_passes(&mut graph, &self.pipeline, |_| true, &CpuTarget, fuel, &mut |report, _| {
-            matches.push((report.name, report.matches));
-        })
-        .map_err(|error| TaskError::Message(error.to_string()))?;
-        Ok((graph, matches))
-    }
-
-    /// [`Bisection::compiled`], also where that leaves a malformed graph.
-    fn compiled_unverified(&self, fuel: usize) -> (Graph, Matches) {
-        let (mut last, mut matches) = (self.as_built.clone(), Vec::new());
-        let mut graph = self.as_built.clone();
-        // The error is known: it is the symptom.
-        let _ =
-            run_passes(&mut graph, &self.pipeline, |_| true, &CpuTarget, Fuel::limited(fuel), &mut |report, graph| {
-                matches.push((report.name, report.matches));
-                last = graph.clone();
-            });
-        (last, matches)
+        let verified = run_passes(&mut graph, &self.pipeline, |_| true, &CpuTarget, fuel, &mut |_, _| {});
+        Compiled { graph, verified }
     }
 
     /// The logits of every token.
@@ -299,7 +294,7 @@ mod tests {
     fn a_change_is_the_lines_that_differ_and_not_the_numbers_of_launches() {
         let bisection = Bisection::new(&options(None, Runner::Cpu, &tiny_chat())).unwrap();
         // The first group that is formed: everything after it has another number.
-        let (before, after) = (bisection.compiled(2).unwrap().0, bisection.compiled(3).unwrap().0);
+        let (before, after) = (bisection.compiled(2).verified().unwrap(), bisection.compiled(3).verified().unwrap());
         let change = change(&before, &after);
         assert!(change.lines().count() <= 6 && change.contains("+  group { ; add+rms_norm"), "{change}");
     }
