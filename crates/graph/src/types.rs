@@ -153,6 +153,14 @@ impl TensorType {
         TensorType::new(dtype, [size])
     }
 
+    /// The size of an axis, if there is such an axis and its size is static.
+    pub fn static_size(&self, axis: usize) -> Option<usize> {
+        match self.shape.get(axis)? {
+            Dim::Static(size) => Some(*size),
+            _ => None,
+        }
+    }
+
     /// The outermost dimension; a scalar has one row.
     pub fn rows(&self) -> Dim {
         self.shape.first().copied().unwrap_or(Dim::Static(1))

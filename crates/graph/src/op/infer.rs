@@ -166,7 +166,7 @@ impl OpKind {
                 Ok(TensorType::new(x.dtype, shape.clone()))
             }
             OpKind::Slice { axis, start, end } => {
-                let size = static_size(x, *axis);
+                let size = x.static_size(*axis);
                 rule(size.is_some(), "axis must be one of x whose size is static")?;
                 rule(start < end && size.is_some_and(|size| *end <= size), "start..end must be a range of the axis")?;
                 let mut shape = x.shape.clone();
@@ -188,10 +188,10 @@ impl OpKind {
     fn infer_concat(&self, axis: usize, operands: &[&TensorType]) -> Result<TensorType, String> {
         let [first, others @ ..] = operands else { return Err(self.wrong_number(0)) };
         let mut result = (*first).clone();
-        let mut total = static_size(first, axis);
+        let mut total = first.static_size(axis);
         for other in others {
             let mut shape = other.shape.clone();
-            let size = static_size(other, axis);
+            let size = other.static_size(axis);
             if let (Some(dim), Some(expected)) = (shape.get_mut(axis), first.shape.get(axis)) {
                 *dim = *expected;
             }
@@ -280,13 +280,6 @@ fn element_count(shape: &[Dim]) -> Option<(Vec<Dim>, usize)> {
         _ => Some(product),
     })?;
     Some((symbols, product))
-}
-
-fn static_size(tensor: &TensorType, axis: usize) -> Option<usize> {
-    match tensor.shape.get(axis) {
-        Some(Dim::Static(size)) => Some(*size),
-        _ => None,
-    }
 }
 
 fn is_matrix(tensor: &TensorType) -> bool {

@@ -115,7 +115,7 @@ fn slice(
     before: Option<(&OpKind, ValueId)>,
 ) -> Option<Found> {
     // slice<0..size>(x) = x.
-    if start == 0 && size_of(graph, operand, axis)? == end {
+    if start == 0 && graph.tensor_type(operand)?.static_size(axis)? == end {
         return Some(Found::Value(operand));
     }
     match before? {
@@ -128,7 +128,7 @@ fn slice(
             let parts = &rewriting.ops[graph.producer(operand)?.index()].inputs;
             let mut begin = 0;
             for part in parts {
-                let size = size_of(graph, *part, axis)?;
+                let size = graph.tensor_type(*part)?.static_size(axis)?;
                 if (begin, begin + size) == (start, end) {
                     return Some(Found::Value(*part));
                 }
@@ -162,16 +162,9 @@ fn concat(graph: &Graph, rewriting: &Rewriting, axis: usize, parts: &[ValueId]) 
         next = *end;
     }
     let whole = whole?;
-    match size_of(graph, whole, axis)? == next {
+    match graph.tensor_type(whole)?.static_size(axis)? == next {
         true => Some(Found::Value(whole)),
         false => Some(Found::NearMiss("the slices that are concatenated do not cover their operand in order")),
-    }
-}
-
-fn size_of(graph: &Graph, value: ValueId, axis: usize) -> Option<usize> {
-    match graph.tensor_type(value)?.shape.get(axis)? {
-        crate::types::Dim::Static(size) => Some(*size),
-        _ => None,
     }
 }
 
