@@ -77,7 +77,7 @@ impl LlmBuilder {
         let folder = self.folder;
         let tokenizer = ledger.phase("start tokenizer thread", || load_tokenizer(&folder))?;
         let plan = Plan::new(&folder, &self.options, &mut ledger)?;
-        let options = ledger.phase("resolve settings", || executor_options(plan.checkpoint(), plan.settings()))?;
+        let options = ledger.phase("resolve settings", || executor_options(&plan))?;
         let parts = plan.into_parts();
         let weight_bytes = weight_bytes_per_step(&parts.graph);
         let checkpoint = Arc::new(parts.checkpoint);

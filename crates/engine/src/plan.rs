@@ -228,7 +228,7 @@ fn compiled_as_far_as_it_goes(as_built: &Graph, settings: &Settings, device: &Cp
 }
 
 /// The operations at which steps are cut.
-pub(crate) fn splitting_ops(settings: &Settings) -> Result<SplittingOps, EngineError> {
+fn splitting_ops(settings: &Settings) -> Result<SplittingOps, EngineError> {
     let setting = &settings.compilation.splitting_ops;
     SplittingOps::new(setting).map_err(|error| EngineError::SplittingOps { error, origin: setting.source.to_string() })
 }
@@ -251,8 +251,9 @@ fn model_facts(checkpoint: &Checkpoint, graph: &Graph) -> ModelFacts {
     facts::model_facts(graph, of_checkpoint)
 }
 
-/// What the executor is built for, from resolved settings.
-pub(crate) fn executor_options(checkpoint: &Checkpoint, settings: &Settings) -> Result<ExecutorOptions, EngineError> {
+/// What the executor is built for.
+pub(crate) fn executor_options(plan: &Plan) -> Result<ExecutorOptions, EngineError> {
+    let Plan { checkpoint, settings, splitting_ops, .. } = plan;
     let block_size = *settings.cache.block_size;
     let sequences = *settings.scheduler.max_num_seqs;
     let per_sequence = settings.model.max_model_len.div_ceil(block_size);
@@ -278,7 +279,7 @@ pub(crate) fn executor_options(checkpoint: &Checkpoint, settings: &Settings) -> 
         graph_mode: *settings.compilation.cudagraph_mode,
         capture: *settings.compilation.cudagraph_capture,
         capture_sizes: (*settings.compilation.cudagraph_capture_sizes).clone(),
-        splitting_ops: splitting_ops(settings)?,
+        splitting_ops: splitting_ops.clone(),
         require_graphs: *settings.require_graphs,
     })
 }

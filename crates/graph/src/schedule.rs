@@ -23,8 +23,8 @@ pub struct ScheduleReport {
 /// Orders the launches of each piece such that the peak of live bytes at `limits` is not above what it was.
 pub fn schedule(graph: &mut Graph, limits: &Sizes, splitting_ops: &SplittingOps) -> ScheduleReport {
     let launches: Vec<usize> = (0..graph.groups().len()).collect();
-    let peak_before = Liveness::new(graph, limits).run(&launches);
     let mut live = Liveness::new(graph, limits);
+    let peak_before = live.peak(&launches);
     let mut order: Vec<usize> = Vec::with_capacity(launches.len());
     for piece in partition(graph, splitting_ops) {
         let original = &launches[piece.groups];
@@ -35,11 +35,12 @@ pub fn schedule(graph: &mut Graph, limits: &Sizes, splitting_ops: &SplittingOps)
         live.run(chosen);
         order.extend(chosen);
     }
-    let peak_after = Liveness::new(graph, limits).run(&order);
     let moved = order.iter().enumerate().filter(|(place, group)| place != *group).count();
-    if moved > 0 {
-        graph.reorder_groups(&order);
+    if moved == 0 {
+        return ScheduleReport { moved, peak_before, peak_after: peak_before };
     }
+    let peak_after = Liveness::new(graph, limits).run(&order);
+    graph.reorder_groups(&order);
     ScheduleReport { moved, peak_before, peak_after }
 }
 
