@@ -1,4 +1,4 @@
-//! CUDA: what one launch can run there.
+//! CUDA: what one launch can run there, and the device that runs it.
 //!
 //! ```
 //! use allotrope_cuda_runtime::CudaTarget;
@@ -22,6 +22,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod device;
 pub mod target;
 
+pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecording, facts};
 pub use target::CudaTarget;
