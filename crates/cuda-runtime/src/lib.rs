@@ -23,6 +23,8 @@
 //! ```
 
 pub mod device;
+pub mod lower;
+pub mod program;
 pub mod target;
 
 pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecording, facts};

@@ -1,0 +1,128 @@
+//! From a group to the launch that runs it: which kernel, how many blocks, how much shared memory, what its parameter
+//! holds. Needs no device, so that plans for CUDA can be made, printed and checked on any machine.
+
+mod attention;
+mod describe;
+mod linear;
+mod parameter;
+
+use allotrope_graph::{Dim, Graph, OpId, OpKind};
+
+use crate::program::{Features, Pointer, RowProgram};
+
+pub use describe::describe;
+pub use parameter::{Parameter, Word};
+
+/// The most dynamic shared memory that a launch may ask for, in bytes: what every architecture from 8.0 on can give a block.
+pub const MOST_SHARED_MEMORY: usize = 96 << 10;
+
+/// Where a kernel's code comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum KernelCode {
+    /// A kernel of the bundle, compiled ahead of time.
+    Bundled {
+        /// The source that it is in.
+        source: &'static str,
+        /// Its name.
+        entry: String,
+    },
+    /// A row program: a module of generated PTX.
+    Generated(RowProgram),
+    /// A template of the bundle with generated code in its slots.
+    Filled {
+        /// The source that the template is in.
+        source: &'static str,
+        /// Its name.
+        entry: String,
+        /// What its slots are filled with.
+        slots: Slots,
+    },
+}
+
+/// What the slots of a template are filled with, apart from the graph.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Slots {
+    /// The operations before the products.
+    pub prologue: Vec<OpId>,
+    /// What each product multiplies.
+    pub inputs: Vec<allotrope_graph::ValueId>,
+    /// The results that a block has, and what comes after them.
+    pub bundles: Vec<crate::program::Bundle>,
+    /// Rows of a tile.
+    pub rows: usize,
+}
+
+/// Blocks of a launch: so many for each run of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks for the same rows.
+    pub blocks: u32,
+    /// Rows that these compute.
+    pub rows: u32,
+    /// Whether rows are the second axis of the grid and not the first.
+    pub rows_second: bool,
+}
+
+impl Grid {
+    /// The grid for a batch with so many rows.
+    pub fn dimensions(&self, rows: usize) -> [u32; 3] {
+        let tiles = u32::try_from(rows).unwrap_or(u32::MAX).div_ceil(self.rows.max(1));
+        if self.rows_second { [self.blocks, tiles, 1] } else { [tiles, self.blocks, 1] }
+    }
+}
+
+/// One way to run a group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Variant {
+    /// Batches of up to so many rows run it.
+    pub most_rows: usize,
+    /// The kernel.
+    pub code: KernelCode,
+    /// How many blocks.
+    pub grid: Grid,
+    /// Dynamic shared memory in bytes.
+    pub shared_memory: usize,
+    /// What the parameter holds, but for the array of pointers of generated code.
+    pub parameter: Parameter,
+}
+
+/// What runs a group: the variants, ascending by the rows that they are for. The last is for any number.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LaunchPlan {
+    /// What counts the rows.
+    pub rows: Dim,
+    /// The variants.
+    pub variants: Vec<Variant>,
+}
+
+/// Plans the launch of operations that [`CudaTarget`](crate::CudaTarget) accepts together. `block_size` is that of the KV
+/// caches, in tokens.
+///
+/// # Errors
+/// In words, why there is no kernel for them.
+pub fn plan(graph: &Graph, ops: &[OpId], block_size: usize, features: Features) -> Result<LaunchPlan, String> {
+    let first = ops.first().ok_or("a launch without operations")?;
+    let rows = graph.rows_of(*first)?;
+    let has = |is: fn(&OpKind) -> bool| ops.iter().any(|op| is(&graph.op(*op).kind));
+    let variants = if has(|kind| matches!(kind, OpKind::Linear { .. })) {
+        linear::variants(graph, ops, rows)?
+    } else if has(|kind| matches!(kind, OpKind::Attention { .. })) {
+        vec![attention::variant(graph, ops, block_size)?]
+    } else {
+        let program = RowProgram::generate(graph, ops, features);
+        let grid = Grid { blocks: 1, rows: program.rows_per_block, rows_second: false };
+        let mut parameter = Parameter::default();
+        program.pointers.entries().iter().for_each(|pointer| parameter.push(Word::Pointer(*pointer)));
+        let code = KernelCode::Generated(program);
+        vec![Variant { most_rows: usize::MAX, code, grid, shared_memory: 0, parameter }]
+    };
+    Ok(LaunchPlan { rows, variants })
+}
+
+/// Whether a value is made by one of these operations.
+fn is_made_by(graph: &Graph, ops: &[OpId], value: allotrope_graph::ValueId) -> bool {
+    graph.producer(value).is_some_and(|op| ops.contains(&op))
+}
+
+/// The live sizes as the first thing in a parameter.
+const SIZES: Word = Word::Pointer(Pointer::Sizes);
