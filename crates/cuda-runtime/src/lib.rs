@@ -25,5 +25,5 @@
 pub mod device;
 pub mod target;
 
-pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecording, facts};
+pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecorder, CudaRecording, facts};
 pub use target::CudaTarget;

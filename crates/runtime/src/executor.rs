@@ -8,7 +8,7 @@ use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::{Dim, Graph, Sizes, StepError, StepInputs, ValueId, WeightSource};
 
 use crate::capture_plan::{CapturePlan, LaunchOrderError, Part};
-use crate::device::{CacheLayout, Device, DeviceError};
+use crate::device::{CacheLayout, Device, DeviceError, Recorder};
 use crate::dispatcher::{DispatchCounts, Dispatcher};
 use crate::ledger::StartupLedger;
 
@@ -77,6 +77,7 @@ pub struct Executor<D: Device> {
     device: D,
     graph: Graph,
     kernels: Vec<D::Kernel>,
+    recorder: D::Recorder,
     memory: MemoryPlan,
     plan: CapturePlan,
     /// By part, then by place in the capture sizes.
@@ -110,6 +111,7 @@ impl<D: Device> Executor<D> {
         let kernels = ledger.phase("prepare kernels", || {
             (0..graph.groups().len()).map(|group| device.prepare(&graph, group)).collect::<Result<Vec<_>, _>>()
         })?;
+        let recorder = device.recorder()?;
         let (mode, sizes) = (options.graph_mode, options.capture_sizes.len());
         let plan = CapturePlan::new(&graph, &options.splitting_ops, mode, &options.capture_sizes, options.limits)?;
         let recordings = (0..plan.parts()).map(|_| (0..sizes).map(|_| None).collect()).collect();
@@ -119,6 +121,7 @@ impl<D: Device> Executor<D> {
             device,
             graph,
             kernels,
+            recorder,
             memory,
             plan,
             recordings,
@@ -277,7 +280,7 @@ impl<D: Device> Executor<D> {
             return Ok(());
         }
         let Some(sizes) = self.plan.sizes(part, size) else { return Ok(()) };
-        let recording = self.device.record(&self.kernels[self.plan.launches_of(part)], &sizes)?;
+        let recording = self.recorder.record(&self.kernels[self.plan.launches_of(part)], &sizes)?;
         self.recordings[index][size] = Some(recording);
         self.late_captures += u64::from(self.ready);
         Ok(())

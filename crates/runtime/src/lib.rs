@@ -21,7 +21,7 @@ pub mod executor;
 pub mod ledger;
 
 pub use capture_plan::{CapturePlan, LaunchOrderError, Part};
-pub use device::{CacheLayout, Device, DeviceError};
+pub use device::{CacheLayout, Device, DeviceError, Recorder};
 pub use dispatcher::{Decision, DispatchCounts, Dispatcher};
 pub use executor::{Executor, ExecutorError, ExecutorOptions, StepStatistics};
 pub use ledger::{StartupLedger, StartupPhase, StartupReport};

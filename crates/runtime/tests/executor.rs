@@ -2,14 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use allotrope_config::{GraphCapture, GraphMode};
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::*;
-use allotrope_runtime::{CacheLayout, Device, DeviceError, Executor, ExecutorError, ExecutorOptions, StartupLedger};
+use allotrope_runtime::{
+    CacheLayout, Device, DeviceError, Executor, ExecutorError, ExecutorOptions, Recorder, StartupLedger,
+};
 
 #[derive(Debug, Clone, PartialEq)]
 enum Call {
@@ -18,10 +20,21 @@ enum Call {
     Replay(Vec<usize>, usize),
 }
 
-#[derive(Default)]
+/// All clones write into one list.
+#[derive(Default, Clone)]
 struct Scribe {
-    calls: Vec<Call>,
+    calls: Arc<Mutex<Vec<Call>>>,
     logits: Vec<f32>,
+}
+
+impl Scribe {
+    fn write(&self, call: Call) {
+        self.calls.lock().unwrap().push(call);
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
 }
 
 impl Target for Scribe {
@@ -38,9 +51,17 @@ struct Recording {
     limits: Sizes,
 }
 
+impl Recorder<usize, Recording> for Scribe {
+    fn record(&mut self, kernels: &[usize], sizes: &Sizes) -> Result<Recording, DeviceError> {
+        self.write(Call::Record(kernels.to_vec(), sizes.tokens, sizes.logit_rows));
+        Ok(Recording { groups: kernels.to_vec(), limits: *sizes })
+    }
+}
+
 impl Device for Scribe {
     type Kernel = usize;
     type Recording = Recording;
+    type Recorder = Scribe;
 
     fn target(&self) -> &dyn Target {
         self
@@ -67,18 +88,17 @@ impl Device for Scribe {
         Ok(())
     }
     fn launch(&mut self, kernel: &usize, _: &Sizes) -> Result<(), DeviceError> {
-        self.calls.push(Call::Launch(*kernel));
+        self.write(Call::Launch(*kernel));
         Ok(())
     }
-    fn record(&mut self, kernels: &[usize], sizes: &Sizes) -> Result<Recording, DeviceError> {
-        self.calls.push(Call::Record(kernels.to_vec(), sizes.tokens, sizes.logit_rows));
-        Ok(Recording { groups: kernels.to_vec(), limits: *sizes })
+    fn recorder(&self) -> Result<Scribe, DeviceError> {
+        Ok(self.clone())
     }
     fn replay(&mut self, recording: &Recording, sizes: &Sizes) -> Result<(), DeviceError> {
         let limits = recording.limits;
         assert!(sizes.tokens <= limits.tokens && sizes.logit_rows <= limits.logit_rows, "{sizes:?} in {limits:?}");
         let size = if recording.groups.first() > Some(&3) { limits.logit_rows } else { limits.tokens };
-        self.calls.push(Call::Replay(recording.groups.clone(), size));
+        self.write(Call::Replay(recording.groups.clone(), size));
         Ok(())
     }
     fn read_output(&mut self, _: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError> {
@@ -157,9 +177,9 @@ fn batch(lengths: &[usize]) -> StepInputs {
 
 /// What a step asks of the device, without what was recorded before.
 fn calls(executor: &mut Executor<Scribe>, inputs: &StepInputs) -> Vec<Call> {
-    let before = executor.device().calls.len();
+    let before = executor.device().calls().len();
     executor.step(inputs).unwrap();
-    executor.device().calls[before..].to_vec()
+    executor.device().calls()[before..].to_vec()
 }
 
 #[test]
@@ -198,7 +218,7 @@ fn captures_run_from_the_largest_size_to_the_smallest_and_not_beyond_what_can_ru
     let executor = executor(GraphMode::FullDecodeOnly, GraphCapture::Startup, false);
     // A decode step has at most four sequences, so size 8 is never a whole step.
     let expected: Vec<Call> = [4, 2, 1].map(|size| Call::Record((0..6).collect(), size, size)).into();
-    assert_eq!(executor.device().calls, expected);
+    assert_eq!(executor.device().calls(), expected);
 }
 
 #[test]
@@ -257,7 +277,7 @@ fn batches_that_break_a_limit_or_point_outside_are_refused_before_the_device_see
         let error = executor.step(&inputs).unwrap_err().to_string();
         assert!(error.contains(name), "{name}: {error}");
     }
-    assert!(executor.device().calls.is_empty());
+    assert!(executor.device().calls().is_empty());
 }
 
 /// A step without wanted logits stops before the launches over rows of logits: what came after them would be skipped.
