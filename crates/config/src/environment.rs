@@ -53,9 +53,20 @@ impl Environment {
 
     /// The folder of the user's configuration: `$XDG_CONFIG_HOME`, else `~/.config`.
     pub(crate) fn user_configuration(&self) -> Option<PathBuf> {
+        self.user_folder("XDG_CONFIG_HOME", ".config")
+    }
+
+    /// The folder where kernels may be kept between starts: `allotrope/kernels` in `$XDG_CACHE_HOME`, else in `~/.cache`.
+    pub fn kernel_cache(&self) -> Option<PathBuf> {
+        let folder = self.user_folder("XDG_CACHE_HOME", ".cache")?;
+        Some(folder.join("allotrope").join("kernels"))
+    }
+
+    /// A folder of the user's by the convention's variable, else by its place at home.
+    fn user_folder(&self, variable: &str, at_home: &str) -> Option<PathBuf> {
         // The convention says that a relative path there is to be ignored.
-        let named = self.variable("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-        named.or_else(|| self.variable("HOME").map(|home| PathBuf::from(home).join(".config")))
+        let named = self.variable(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+        named.or_else(|| self.variable("HOME").map(|home| PathBuf::from(home).join(at_home)))
     }
 
     fn variable(&self, name: &str) -> Option<&OsStr> {

@@ -1,5 +1,7 @@
 //! What resolution needs to know of the model and of the device. The crate knows nothing else of either.
 
+use std::path::PathBuf;
+
 use crate::modes::AttentionGraphSupport;
 
 /// How the model quantizes the activations that go into its matrix products.
@@ -26,6 +28,8 @@ pub struct ModelFacts {
     pub context_length: usize,
     /// Bytes that one token takes in the KV cache, over all layers; 0 for a model without one.
     pub kv_bytes_per_token: usize,
+    /// Bytes of all weights that a step reads.
+    pub weight_bytes: u64,
 }
 
 impl ModelFacts {
@@ -38,6 +42,7 @@ impl ModelFacts {
             has_qk_norm: false,
             context_length: 4096,
             kv_bytes_per_token: 0,
+            weight_bytes: 0,
         }
     }
 }
@@ -47,7 +52,7 @@ impl ModelFacts {
 pub struct DeviceFacts {
     /// The device's name, for messages.
     pub name: String,
-    /// The kind of device: `cpu`.
+    /// The kind of device: `cpu` or `cuda`.
     pub kind: String,
     /// What the device's attention can do inside a recording.
     pub attention_graph_support: AttentionGraphSupport,
@@ -55,10 +60,17 @@ pub struct DeviceFacts {
     pub parallelism: usize,
     /// Memory that can be had now, in bytes.
     pub available_memory: u64,
+    /// Whether that is memory of the device's own, to which weights are copied, and which nobody else wants.
+    pub dedicated_memory: bool,
+    /// Whether weights can be laid out for the kernels.
+    pub repack_weights: bool,
     /// Whether kernel variants can be tuned.
     pub autotune: bool,
     /// Whether a whole decode step can run as one resident program.
     pub persistent_decode: bool,
+    /// Where the device's machine code may be kept between starts; `None` for a device that makes none, or where the user has no
+    /// folder for such things. A device does not know it: who opens the device asks the environment.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 impl DeviceFacts {
@@ -71,8 +83,11 @@ impl DeviceFacts {
             attention_graph_support: AttentionGraphSupport::Always,
             parallelism: 1,
             available_memory: 16 << 30,
+            dedicated_memory: false,
+            repack_weights: true,
             autotune: true,
             persistent_decode: true,
+            kernel_cache: None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The values of the compilation settings: which passes run, what is recorded, and what attention allows.
+//! The choices of the settings: the device, which passes run, what is recorded, and what attention allows.
 
 use crate::kind::{Named, OtherName, display_and_parse};
 
@@ -36,6 +36,32 @@ const TORCH_ONLY: OtherName<CompilationMode> = OtherName::Refused(
 );
 
 display_and_parse!(CompilationMode);
+
+/// Which device runs the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeviceChoice {
+    /// The first GPU where there is one that can be used, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first GPU, through CUDA.
+    Cuda,
+}
+
+impl Named for DeviceChoice {
+    const ALL: &'static [Self] = &[Self::Auto, Self::Cpu, Self::Cuda];
+    const OTHER_NAMES: &'static [(&'static str, OtherName<Self>)] = &[];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+display_and_parse!(DeviceChoice);
 
 /// What one batch runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -143,16 +169,19 @@ pub enum GraphCapture {
     Startup,
     /// Each of them when a batch first needs it.
     Lazy,
+    /// On a thread of its own while steps run; a batch whose recording is not there yet runs without it.
+    Background,
 }
 
 impl Named for GraphCapture {
-    const ALL: &'static [Self] = &[Self::Startup, Self::Lazy];
+    const ALL: &'static [Self] = &[Self::Startup, Self::Lazy, Self::Background];
     const OTHER_NAMES: &'static [(&'static str, OtherName<Self>)] = &[];
 
     fn name(self) -> &'static str {
         match self {
             Self::Startup => "startup",
             Self::Lazy => "lazy",
+            Self::Background => "background",
         }
     }
 }

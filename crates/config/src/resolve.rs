@@ -10,6 +10,7 @@ use crate::error::{Problem, SettingsError};
 use crate::facts::{DeviceFacts, ModelFacts};
 use crate::kind::Given;
 use crate::level::OptimizationLevel;
+use crate::modes::DeviceChoice;
 use crate::options::Options;
 use crate::settings::{self, Settings};
 use crate::source::{Resolved, Source};
@@ -51,6 +52,15 @@ pub fn resolve_with(
         }
     }
     Ok(settings)
+}
+
+/// Which device was asked for: what must be known before the facts of one can be.
+///
+/// # Errors
+///
+/// If what was said cannot be read, which only a defect can cause.
+pub fn device_choice(options: &Options) -> Result<Resolved<DeviceChoice>, SettingsError> {
+    Resolution::new(options, None, None)?.settle(&settings::DEVICE)
 }
 
 /// One resolution under way: each setting is settled once, on demand, by what was said or by its rule.

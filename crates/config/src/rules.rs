@@ -1,5 +1,7 @@
 //! The rules behind defaults that are worked out, and the limits of what can be had.
 
+use std::path::PathBuf;
+
 use crate::capture;
 use crate::declaration::{Choice, Lowering};
 use crate::error::{Problem, SettingsError};
@@ -260,6 +262,21 @@ pub(crate) fn autotune_limit(on: &bool, resolution: &Resolution<'_>) -> Limited<
     }))
 }
 
+pub(crate) fn repack_weights_limit(on: &bool, resolution: &Resolution<'_>) -> Limited<bool> {
+    if !*on || resolution.device().repack_weights {
+        return Ok(None);
+    }
+    Ok(Some(Lowering {
+        value: false,
+        because: format!("the kernels of {} read weights as they are stored", resolution.device().name),
+        instead: "write kernel.repack_weights=false, or drop it".to_owned(),
+    }))
+}
+
+pub(crate) fn kernel_cache_default(resolution: &Resolution<'_>) -> Result<Choice<Option<PathBuf>>, SettingsError> {
+    Ok(Choice::of(resolution.device().kernel_cache.clone()).from(Source::Device))
+}
+
 pub(crate) fn persistent_decode_limit(on: &bool, resolution: &Resolution<'_>) -> Limited<bool> {
     if !*on || resolution.device().persistent_decode {
         return Ok(None);
@@ -341,15 +358,36 @@ fn saturating_product(factors: &[usize]) -> u64 {
     factors.iter().map(|factor| u64::try_from(*factor).unwrap_or(u64::MAX)).fold(1, u64::saturating_mul)
 }
 
-pub(crate) fn kv_cache_memory_default(resolution: &Resolution<'_>) -> Result<Choice<u64>, SettingsError> {
-    let available = resolution.device().available_memory;
+/// Memory that the KV cache can have: what is available, less the weights where they go to the same memory.
+fn room(resolution: &Resolution<'_>) -> u64 {
+    let device = resolution.device();
+    if !device.dedicated_memory {
+        return device.available_memory;
+    }
+    device.available_memory.saturating_sub(resolution.model().weight_bytes)
+}
+
+/// What the KV cache gets where it could have more, and why.
+fn share(resolution: &Resolution<'_>) -> (u64, String) {
+    let device = resolution.device();
+    let available = device.available_memory;
+    if device.dedicated_memory {
+        // A tenth is left for activations, recordings and the driver.
+        let most = available - available / 10;
+        let share = most.saturating_sub(resolution.model().weight_bytes).clamp(1, MOST_KV_CACHE);
+        return (share, format!("what the weights leave of nine tenths of the free memory of {}", device.name));
+    }
     let share = (available / 4).clamp(1, MOST_DEFAULT_KV_CACHE);
-    let share_reason = if share == MOST_DEFAULT_KV_CACHE {
+    if share == MOST_DEFAULT_KV_CACHE {
         // How much is available differs from run to run, and the reason should not where the value does not.
-        format!("a quarter of what is available, at most {}", show_bytes(share))
-    } else {
-        format!("a quarter of {} available", show_bytes(available))
-    };
+        return (share, format!("a quarter of what is available, at most {}", show_bytes(share)));
+    }
+    (share, format!("a quarter of {} available", show_bytes(available)))
+}
+
+pub(crate) fn kv_cache_memory_default(resolution: &Resolution<'_>) -> Result<Choice<u64>, SettingsError> {
+    let available = room(resolution);
+    let (share, share_reason) = share(resolution);
     let by_share = Choice::because(share, share_reason).from(Source::Device);
     let Some(block) = block_bytes(resolution)? else {
         return Ok(by_share);
@@ -374,8 +412,10 @@ pub(crate) fn kv_cache_memory_default(resolution: &Resolution<'_>) -> Result<Cho
 pub(crate) fn kv_cache_memory_limit(memory: &u64, resolution: &Resolution<'_>) -> Limited<u64> {
     let block = block_bytes(resolution)?;
     let device = resolution.device();
-    let available = device.available_memory.min(MOST_KV_CACHE);
-    let has = format!("{} has {} available", device.name, show_bytes(device.available_memory));
+    let room = room(resolution);
+    let available = room.min(MOST_KV_CACHE);
+    let beside = if device.dedicated_memory { " beside the weights" } else { "" };
+    let has = format!("{} has {} available{beside}", device.name, show_bytes(room));
     if let Some(block) = block.filter(|block| *block > available) {
         // There is nothing to lower the value to.
         return Err(Problem::Impossible {

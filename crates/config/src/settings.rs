@@ -14,7 +14,7 @@ use crate::declaration::Cell::{Is, Unused, When};
 use crate::declaration::{Declared, Flag, Forced, Rule, Setting, settings_group};
 use crate::kind::{FOLDER, Kind, NAMES, Optional, SWITCH, bytes, choice, count, counts, optional};
 use crate::level::OptimizationLevel;
-use crate::modes::{CompilationMode, GraphCapture, GraphMode};
+use crate::modes::{CompilationMode, DeviceChoice, GraphCapture, GraphMode};
 use crate::rules;
 use crate::source::{Resolved, Source};
 
@@ -32,6 +32,17 @@ settings_group! {
             forced: None,
             limit: None,
             flag: Flag::Value { long: "optimization-level", aliases: &[], short: Some('O') },
+            former_paths: &[],
+        }
+        /// The device that runs the model: `auto`, `cpu` or `cuda`.
+        ///
+        /// `auto` is the first GPU where there is one that CUDA can use, else the CPU; the reason says which, and why no GPU.
+        device: DeviceChoice = DEVICE {
+            kind: choice(),
+            default: Rule::Constant(DeviceChoice::Auto),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "device", aliases: &[], short: None },
             former_paths: &[],
         }
         /// Run launch by launch: no passes, no recordings; everything else is left to the level.
@@ -72,6 +83,9 @@ settings_group! {
         group
         /// The CPU device.
         cpu: Cpu;
+        group
+        /// The CUDA device.
+        cuda: Cuda;
     }
 }
 
@@ -125,7 +139,7 @@ settings_group! {
             flag: Flag::Dotted,
             former_paths: &[],
         }
-        /// When recordings are made: at `startup`, or `lazy`, when a batch first needs one.
+        /// When recordings are made: at `startup`; `lazy`, when a batch first needs one; or in the `background` while steps run.
         cudagraph_capture: GraphCapture = CUDAGRAPH_CAPTURE {
             kind: choice(),
             default: Rule::Levels([
@@ -292,7 +306,7 @@ settings_group! {
             kind: SWITCH,
             default: Rule::Levels([Is(false), Is(false), Is(true), Is(true)]),
             forced: None,
-            limit: None,
+            limit: Some(rules::repack_weights_limit),
             flag: Flag::Value { long: "repack-weights", aliases: &[], short: None },
             former_paths: &[],
         }
@@ -380,8 +394,8 @@ settings_group! {
         kv_cache_memory: u64 = KV_CACHE_MEMORY {
             kind: bytes(1, rules::MOST_KV_CACHE),
             default: Rule::Computed {
-                words: "a quarter of the memory that is available, at most 4 GiB, more where an explicit `model.max_model_len` \
-                        needs it, and never more than `scheduler.max_num_seqs` sequences of `model.max_model_len` tokens take",
+                words: "on a GPU what the weights leave of nine tenths of its free memory; elsewhere a quarter of the memory that \
+                        is available, at most 4 GiB; more where an explicit `model.max_model_len` needs it, and never more than `scheduler.max_num_seqs` sequences of `model.max_model_len` tokens take",
                 choose: rules::kv_cache_memory_default,
             },
             forced: None,
@@ -408,6 +422,32 @@ settings_group! {
             former_paths: &[],
         }
     }
+}
+
+settings_group! {
+    /// The CUDA device.
+    Cuda at "cuda." {
+        /// Keep the machine code that the driver makes of generated kernels in this folder between starts; `none` keeps nothing.
+        kernel_cache: Option<PathBuf> = KERNEL_CACHE {
+            kind: optional::<CacheFolder>(),
+            default: Rule::Computed {
+                words: "`$XDG_CACHE_HOME/allotrope/kernels`, else `~/.cache/allotrope/kernels`; `none` on other devices",
+                choose: rules::kernel_cache_default,
+            },
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "kernel-cache", aliases: &[], short: None },
+            former_paths: &[],
+        }
+    }
+}
+
+enum CacheFolder {}
+
+impl Optional for CacheFolder {
+    type Value = PathBuf;
+    const KIND: Kind<PathBuf> = FOLDER;
+    const UNSET: &'static str = "none";
 }
 
 /// All settings, in the order of the documentation.

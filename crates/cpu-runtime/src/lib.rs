@@ -16,7 +16,7 @@ mod team;
 #[cfg(test)]
 mod testing;
 
-pub use device::{CpuDevice, CpuKernel, CpuRecording, CpuTarget, facts};
+pub use device::{CpuDevice, CpuKernel, CpuRecorder, CpuRecording, CpuTarget, facts};
 pub use element::ElementType;
 pub use error::KernelError;
 pub use isa::Isa;

@@ -27,5 +27,5 @@ pub mod lower;
 pub mod program;
 pub mod target;
 
-pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecording, facts};
+pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecorder, CudaRecording, facts};
 pub use target::CudaTarget;

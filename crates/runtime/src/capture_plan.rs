@@ -1,11 +1,13 @@
 //! What is recorded: which parts of a step, at which sizes, in which order.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::ops::Range;
 
 use allotrope_config::{GraphMode, RuntimeMode};
 use allotrope_graph::partition::{Piece, SplittingOps, partition};
 use allotrope_graph::{Dim, Graph, Sizes};
+
+use crate::background::Job;
 
 /// A part of a step that is recorded as one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +18,38 @@ pub enum Part {
     Body,
     /// One piece.
     Piece(usize),
+}
+
+impl Part {
+    /// The part in the name of a file.
+    pub(crate) fn file_name(self) -> String {
+        match self {
+            Part::Step => "step".to_owned(),
+            Part::Body => "body".to_owned(),
+            Part::Piece(index) => format!("piece-{index}"),
+        }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Part::Step => f.write_str("the whole step"),
+            Part::Body => f.write_str("all launches over tokens"),
+            Part::Piece(index) => write!(f, "piece {index}"),
+        }
+    }
+}
+
+/// What a step needs recordings for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Needed {
+    /// Whether it is a uniform batch of decodes.
+    pub(crate) uniform: bool,
+    /// The place of the capture size that holds its tokens.
+    pub(crate) token_size: usize,
+    /// The place of that which holds its rows of logits; `None` if there are no rows.
+    pub(crate) logit_size: Option<usize>,
 }
 
 /// The parts of one graph's step and the sizes that they are recorded at.
@@ -83,6 +117,45 @@ impl CapturePlan {
             Part::Body => 0..self.pieces[..self.body_pieces()].last().map_or(0, |piece| piece.groups.end),
             Part::Piece(index) => self.pieces[index].groups.clone(),
         }
+    }
+
+    /// The sizes that are recorded, ascending.
+    pub(crate) fn capture_sizes(&self) -> &[usize] {
+        &self.capture_sizes
+    }
+
+    /// All parts, recorded or not, in the order of their places.
+    pub(crate) fn all_parts(&self) -> impl Iterator<Item = Part> {
+        [Part::Step, Part::Body].into_iter().chain((0..self.pieces.len()).map(Part::Piece))
+    }
+
+    /// The recordings of the plan as work to do, in order.
+    pub(crate) fn jobs(&self) -> Vec<Job> {
+        let job =
+            |(part, size)| Some(Job { part, size, launches: self.launches_of(part), sizes: self.sizes(part, size)? });
+        self.recordings().into_iter().filter_map(job).collect()
+    }
+
+    /// What a step runs from in this mode, each with the place of the capture size.
+    pub(crate) fn needed(&self, mode: RuntimeMode, needed: &Needed) -> impl Iterator<Item = (Part, usize)> {
+        let Needed { uniform, token_size, logit_size } = *needed;
+        let whole = match mode {
+            RuntimeMode::Full if uniform => Some(Part::Step),
+            RuntimeMode::Full => Some(Part::Body).filter(|body| !self.launches_of(*body).is_empty()),
+            RuntimeMode::Piecewise | RuntimeMode::None => None,
+        };
+        let body = self.body_pieces();
+        let end = if logit_size.is_none() { body } else { self.pieces.len() };
+        let pieces = match mode {
+            RuntimeMode::Full if uniform => 0..0,
+            RuntimeMode::None => 0..0,
+            RuntimeMode::Full => body..end,
+            RuntimeMode::Piecewise => 0..end,
+        };
+        let size = move |index: usize| if index < body { token_size } else { logit_size.unwrap_or(token_size) };
+        let pieces =
+            pieces.filter(|index| !self.pieces[*index].splitting).map(move |index| (Part::Piece(index), size(index)));
+        whole.map(|part| (part, token_size)).into_iter().chain(pieces)
     }
 
     /// How many parts there are.
@@ -161,14 +234,9 @@ impl CapturePlan {
             }
         }
         for part in known {
-            let name = match part {
-                Part::Step => "the whole step".to_owned(),
-                Part::Body => "all launches over tokens".to_owned(),
-                Part::Piece(index) => format!("piece {index}"),
-            };
             let sizes = recordings.iter().filter(|(recorded, _)| *recorded == part);
             let sizes: Vec<String> = sizes.map(|(_, size)| self.capture_sizes[*size].to_string()).collect();
-            let _ = writeln!(text, "{name} ({}) at {}", shown(&self.launches_of(part)), sizes.join(", "));
+            let _ = writeln!(text, "{part} ({}) at {}", shown(&self.launches_of(part)), sizes.join(", "));
         }
         text
     }

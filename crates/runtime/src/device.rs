@@ -2,7 +2,7 @@
 //!
 //! A device keeps four kinds of memory: the weights, the arena of a [`MemoryPlan`], the KV caches and the inputs of
 //! a step. It turns each group of the graph into a [`Device::Kernel`], runs kernels one by one
-//! ([`Device::launch`]) or as a recording ([`Device::record`], [`Device::replay`]), and never changes an answer by
+//! ([`Device::launch`]) or as a recording ([`Recorder::record`], [`Device::replay`]), and never changes an answer by
 //! the choice: a kernel gives the same bits launched or replayed, at every batch size.
 
 use std::sync::Arc;
@@ -48,19 +48,32 @@ pub enum DeviceError {
     },
 }
 
+/// Makes recordings of a device's kernels, apart from the device: on the thread of the steps, or on another while steps run.
+pub trait Recorder<Kernel, Recording> {
+    /// Resolves kernels, in order, into a recording for batches of up to the given sizes. Nothing is run.
+    ///
+    /// # Errors
+    /// If the kernels are of other memory than the recorder, the sizes exceed what was allocated, or recording fails. A
+    /// recorder that failed can be used again.
+    fn record(&mut self, kernels: &[Kernel], sizes: &Sizes) -> Result<Recording, DeviceError>;
+}
+
 /// A device that can run grouped graphs.
 ///
 /// What the settings' rules need to know of it ([`allotrope_config::DeviceFacts`]) is found before the device is opened,
 /// since settings decide how it is opened: each device crate has a function `facts()` for that.
 ///
 /// The order of calls is: [`load_weights`](Device::load_weights), [`allocate`](Device::allocate),
-/// [`prepare`](Device::prepare) for every group, then for every step [`write_inputs`](Device::write_inputs), launches
-/// and replays, and [`read_output`](Device::read_output). A call out of order is a [`DeviceError::Internal`].
+/// [`prepare`](Device::prepare) for every group, [`warm_up`](Device::warm_up) and [`recorder`](Device::recorder) where
+/// something is recorded, then for every step [`write_inputs`](Device::write_inputs), launches and replays, and
+/// [`read_output`](Device::read_output). A call out of order is a [`DeviceError::Internal`].
 pub trait Device {
     /// A group made ready to run at any batch size within the limits.
-    type Kernel;
+    type Kernel: Clone + Send + Sync + 'static;
     /// Kernels resolved for batches of up to one size.
-    type Recording;
+    type Recording: Send + 'static;
+    /// What makes recordings.
+    type Recorder: Recorder<Self::Kernel, Self::Recording> + Send + 'static;
 
     /// The kernels that there are, for the grouping passes.
     fn target(&self) -> &dyn Target;
@@ -105,11 +118,31 @@ pub trait Device {
     /// If the sizes exceed what was allocated, or the launch fails.
     fn launch(&mut self, kernel: &Self::Kernel, sizes: &Sizes) -> Result<(), DeviceError>;
 
-    /// Resolves kernels, in order, into a recording for batches of up to the given sizes.
+    /// Runs each kernel once without any effect, so that nothing is loaded while it is recorded. Without need where nothing is
+    /// loaded late.
     ///
     /// # Errors
-    /// If the sizes exceed what was allocated, or recording fails.
-    fn record(&mut self, kernels: &[Self::Kernel], sizes: &Sizes) -> Result<Self::Recording, DeviceError>;
+    /// If a kernel can't be loaded or run.
+    fn warm_up(&mut self, _kernels: &[Self::Kernel]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// What makes recordings of this device's kernels, in the memory that is allocated now.
+    ///
+    /// # Errors
+    /// If nothing is allocated yet, or the device can't give what recording needs.
+    fn recorder(&self) -> Result<Self::Recorder, DeviceError>;
+
+    /// A recording as a Graphviz DOT graph for dumps: its launches, and what waits for what. The same recording always gives the
+    /// same text. `None` where there is nothing to show.
+    fn recording_text(&self, _recording: &Self::Recording) -> Option<String> {
+        None
+    }
+
+    /// Bytes of the device's memory that are free now, if the device has memory of its own.
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
 
     /// Runs a recording over a batch of the given sizes, which are at most the recorded ones. A device that can only
     /// run the recorded sizes treats the rows in between as padding.

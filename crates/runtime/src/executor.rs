@@ -7,10 +7,11 @@ use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
 use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::{Dim, Graph, Sizes, StepError, StepInputs, ValueId, WeightSource};
 
-use crate::capture_plan::{CapturePlan, LaunchOrderError, Part};
+use crate::capture_plan::{CapturePlan, LaunchOrderError, Needed, Part};
 use crate::device::{CacheLayout, Device, DeviceError};
-use crate::dispatcher::{DispatchCounts, Dispatcher};
+use crate::dispatcher::{Decision, DispatchCounts, Dispatcher};
 use crate::ledger::StartupLedger;
+use crate::recordings::{Policy, Recordings};
 
 /// What an executor is built for.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct ExecutorOptions {
     pub repack_weights: bool,
     /// What is recorded.
     pub graph_mode: GraphMode,
+    /// Whether somebody asked for that mode: then a recording that fails is an error, and else a warning.
+    pub explicit_graph_mode: bool,
     /// When it is recorded.
     pub capture: GraphCapture,
     /// The sizes that are recorded, ascending.
@@ -50,6 +53,21 @@ pub enum ExecutorError {
     /// The caller's batch contradicts itself or the limits.
     #[error(transparent)]
     Step(#[from] StepError),
+    /// Something could not be recorded under a graph mode that somebody asked for.
+    #[error(
+        "recording {part} at size {size} failed: {cause}; compilation.cudagraph_mode={mode} was asked for: choose another mode, \
+         give smaller compilation.cudagraph_capture_sizes, or leave the mode to the level, which goes on without the recording"
+    )]
+    Capture {
+        /// What was recorded.
+        part: Part,
+        /// The capture size.
+        size: usize,
+        /// The graph mode.
+        mode: GraphMode,
+        /// Why it failed.
+        cause: DeviceError,
+    },
     /// The step ran outside a recording although recordings are required.
     #[error(
         "a step of {tokens} tokens can't run as a recording: {reason}; capture larger sizes \
@@ -74,25 +92,25 @@ pub struct StepStatistics {
 
 /// A graph that is ready to run on a device.
 pub struct Executor<D: Device> {
+    // Before the device: recordings and the thread that makes them must not outlive it.
+    recordings: Recordings<D>,
     device: D,
     graph: Graph,
-    kernels: Vec<D::Kernel>,
+    kernels: Arc<[D::Kernel]>,
     memory: MemoryPlan,
     plan: CapturePlan,
-    /// By part, then by place in the capture sizes.
-    recordings: Vec<Vec<Option<D::Recording>>>,
     dispatcher: Dispatcher,
     options: ExecutorOptions,
     statistics: StepStatistics,
-    late_captures: u64,
-    ready: bool,
 }
 
 impl<D: Device> Executor<D> {
-    /// Loads weights, lays out memory, prepares every group and, unless captures are lazy, records. Each is a phase of `ledger`.
+    /// Loads weights, lays out memory, prepares every group and, where captures are made at startup, records. Each is a phase of
+    /// `ledger`.
     ///
     /// # Errors
-    /// If the device can't have it: memory, a missing kernel, a weight that is not as the graph says.
+    /// If the device can't have it: memory, a missing kernel, a weight that is not as the graph says, or a recording under a graph
+    /// mode that somebody asked for.
     pub fn build(
         mut device: D,
         graph: Graph,
@@ -107,32 +125,16 @@ impl<D: Device> Executor<D> {
         let loading = if options.repack_weights { "repack weights" } else { "bind weights" };
         ledger.phase(loading, || device.load_weights(&graph, weights, options.repack_weights))?;
         ledger.phase("allocate", || device.allocate(&graph, &memory, options.cache))?;
-        let kernels = ledger.phase("prepare kernels", || {
-            (0..graph.groups().len()).map(|group| device.prepare(&graph, group)).collect::<Result<Vec<_>, _>>()
+        let kernels: Arc<[_]> = ledger.phase("prepare kernels", || {
+            (0..graph.groups().len()).map(|group| device.prepare(&graph, group)).collect::<Result<_, _>>()
         })?;
-        let (mode, sizes) = (options.graph_mode, options.capture_sizes.len());
+        let mode = options.graph_mode;
         let plan = CapturePlan::new(&graph, &options.splitting_ops, mode, &options.capture_sizes, options.limits)?;
-        let recordings = (0..plan.parts()).map(|_| (0..sizes).map(|_| None).collect()).collect();
-        let dispatcher =
-            Dispatcher::new(options.graph_mode, options.capture_sizes.clone()).with_pieces(plan.has_recorded_pieces());
-        let mut executor = Executor {
-            device,
-            graph,
-            kernels,
-            memory,
-            plan,
-            recordings,
-            dispatcher,
-            options,
-            statistics: StepStatistics::default(),
-            late_captures: 0,
-            ready: false,
-        };
-        if executor.options.capture == GraphCapture::Startup {
-            ledger.phase("capture", || executor.capture_all())?;
-        }
-        executor.ready = true;
-        Ok(executor)
+        let policy = Policy { mode, explicit: options.explicit_graph_mode, capture: options.capture };
+        let recordings = Recordings::new(&mut device, &plan, Arc::clone(&kernels), policy, ledger)?;
+        let dispatcher = Dispatcher::new(mode, options.capture_sizes.clone()).with_pieces(plan.has_recorded_pieces());
+        let statistics = StepStatistics::default();
+        Ok(Executor { recordings, device, graph, kernels, memory, plan, dispatcher, options, statistics })
     }
 
     /// The graph as it runs.
@@ -167,12 +169,29 @@ impl<D: Device> Executor<D> {
 
     /// Recordings that exist.
     pub fn recordings(&self) -> usize {
-        self.recordings.iter().flatten().filter(|recording| recording.is_some()).count()
+        self.recordings.count()
     }
 
-    /// Recordings made after the executor was ready: none, unless captures are lazy.
+    /// Recordings that could not be made, and that steps run without.
+    pub fn failed_captures(&self) -> usize {
+        self.recordings.failures()
+    }
+
+    /// Recordings made after the executor was ready: none, if they are made at startup.
     pub fn late_captures(&self) -> u64 {
-        self.late_captures
+        self.recordings.late()
+    }
+
+    /// Bytes of the device's memory that recordings took; `None` for a device without memory of its own.
+    pub fn capture_memory(&self) -> Option<u64> {
+        self.recordings.memory()
+    }
+
+    /// The recordings that exist, by name and as Graphviz DOT graphs: `step-8` is the whole step at size 8, `body-64` all
+    /// launches over tokens, `piece-3-16` the piece 3 at size 16.
+    pub fn recordings_text(&self) -> Vec<(String, String)> {
+        let recordings = self.recordings.each(&self.plan);
+        recordings.filter_map(|(name, recording)| Some((name, self.device.recording_text(recording)?))).collect()
     }
 
     /// Runs a batch and gives the logits, `[R, V]` row-major. With no rows wanted, only what runs over tokens is run.
@@ -182,14 +201,15 @@ impl<D: Device> Executor<D> {
     pub fn step(&mut self, inputs: &StepInputs) -> Result<&[f32], ExecutorError> {
         let sizes = inputs.sizes();
         self.check(inputs, &sizes)?;
+        self.recordings.take_arrived(&self.device, &self.plan)?;
+        let uniform = inputs.is_uniform_decode();
+        let decision = self.decide(uniform, &sizes)?;
+        if decision.mode == RuntimeMode::None && self.options.require_graphs {
+            return Err(ExecutorError::GraphsRequired { tokens: sizes.tokens, reason: decision.reason });
+        }
         self.device.write_inputs(inputs)?;
         self.statistics = StepStatistics::default();
-        let uniform = inputs.is_uniform_decode();
-        let decision = self.dispatcher.decide(uniform, sizes.tokens);
         match decision.mode {
-            RuntimeMode::None if self.options.require_graphs => {
-                return Err(ExecutorError::GraphsRequired { tokens: sizes.tokens, reason: decision.reason });
-            }
             RuntimeMode::None => {
                 let last = if sizes.logit_rows == 0 { Part::Body } else { Part::Step };
                 self.launch_range(self.plan.launches_of(last), &sizes)?;
@@ -205,6 +225,21 @@ impl<D: Device> Executor<D> {
         }
         let logits = self.output()?;
         Ok(self.device.read_output(logits, &sizes)?)
+    }
+
+    /// How a step runs. Where captures are lazy, what it needs is recorded first.
+    fn decide(&mut self, uniform: bool, sizes: &Sizes) -> Result<Decision, ExecutorError> {
+        let logit_size = self.dispatcher.size_for(sizes.logit_rows).filter(|_| sizes.logit_rows > 0);
+        let needed = |token_size| Needed { uniform, token_size, logit_size };
+        loop {
+            let (plan, recordings) = (&self.plan, &mut self.recordings);
+            let standing = |mode, size| recordings.standing(plan, mode, &needed(size));
+            let decision = self.dispatcher.choose(uniform, sizes.tokens, standing);
+            if !recordings.make_missing(&mut self.device, plan, decision.mode, &needed(decision.size))? {
+                self.dispatcher.count(decision);
+                return Ok(decision);
+            }
+        }
     }
 
     fn output(&self) -> Result<ValueId, ExecutorError> {
@@ -255,31 +290,12 @@ impl<D: Device> Executor<D> {
     }
 
     fn replay(&mut self, part: Part, size: usize, sizes: &Sizes) -> Result<(), ExecutorError> {
-        self.capture(part, size)?;
-        let (groups, index) = (self.plan.launches_of(part), self.plan.index_of(part));
-        let Some(recording) = &self.recordings[index][size] else {
+        let groups = self.plan.launches_of(part);
+        let Some(recording) = self.recordings.find(&self.plan, part, size) else {
             return self.launch_range(groups, sizes);
         };
         self.statistics.launches += groups.len();
         self.statistics.submissions += 1;
         Ok(self.device.replay(recording, sizes)?)
-    }
-
-    /// Records all that the mode replays, from the largest size to the smallest.
-    fn capture_all(&mut self) -> Result<(), ExecutorError> {
-        self.plan.recordings().into_iter().try_for_each(|(part, size)| self.capture(part, size))
-    }
-
-    /// Records one part at one size, unless that was done or no batch can be of that size.
-    fn capture(&mut self, part: Part, size: usize) -> Result<(), ExecutorError> {
-        let index = self.plan.index_of(part);
-        if self.recordings[index][size].is_some() {
-            return Ok(());
-        }
-        let Some(sizes) = self.plan.sizes(part, size) else { return Ok(()) };
-        let recording = self.device.record(&self.kernels[self.plan.launches_of(part)], &sizes)?;
-        self.recordings[index][size] = Some(recording);
-        self.late_captures += u64::from(self.ready);
-        Ok(())
     }
 }

@@ -14,14 +14,16 @@
 //! println!("{report}"); // every phase, the unclaimed time, and the total they sum to
 //! ```
 
+mod background;
 pub mod capture_plan;
 pub mod device;
 pub mod dispatcher;
 pub mod executor;
 pub mod ledger;
+mod recordings;
 
 pub use capture_plan::{CapturePlan, LaunchOrderError, Part};
-pub use device::{CacheLayout, Device, DeviceError};
-pub use dispatcher::{Decision, DispatchCounts, Dispatcher};
+pub use device::{CacheLayout, Device, DeviceError, Recorder};
+pub use dispatcher::{Decision, DispatchCounts, Dispatcher, Lack, Standing};
 pub use executor::{Executor, ExecutorError, ExecutorOptions, StepStatistics};
 pub use ledger::{StartupLedger, StartupPhase, StartupReport};

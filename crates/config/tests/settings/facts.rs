@@ -16,6 +16,7 @@ pub(crate) fn model(name: &str) -> ModelFacts {
         has_qk_norm: name == "qk-norms",
         context_length: 8192,
         kv_bytes_per_token: 32 * 1024,
+        weight_bytes: 1 << 30,
     }
 }
 
@@ -34,8 +35,11 @@ pub(crate) fn device(name: &str) -> DeviceFacts {
         attention_graph_support,
         parallelism: 8,
         available_memory: 64 << 30,
+        dedicated_memory: false,
+        repack_weights: true,
         autotune: can,
         persistent_decode: can,
+        kernel_cache: None,
     }
 }
 

@@ -16,8 +16,11 @@ fn devices() -> [(&'static str, DeviceFacts); 3] {
         attention_graph_support,
         parallelism: 8,
         available_memory: 64 << 30,
+        dedicated_memory: kind == "cuda",
+        repack_weights: kind == "cpu",
         autotune,
         persistent_decode,
+        kernel_cache: (kind == "cuda").then(|| "/home/ida/.cache/allotrope/kernels".into()),
     };
     [
         ("cpu", facts("CPU", "cpu", AttentionGraphSupport::Always, false, false)),

@@ -1,11 +1,13 @@
 //! What the CPU runs for a group, in words: one line for each phase, the same walk that the lowering takes.
 
 use super::CpuTarget;
+use super::phase::{Phase, Work};
 use super::schedule::{PhaseKind, PhaseOps, schedule, workspace_values};
 use super::steps::{Step, steps};
 use allotrope_graph::memory::MemoryPlan;
-use allotrope_graph::{Dim, Graph, Op, OpId, OpKind, Target, ValueId};
+use allotrope_graph::{Dim, Graph, Op, OpId, OpKind, Sizes, Target, ValueId};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 /// The phases of a group, or why the CPU can't run it.
 pub(super) fn describe(graph: &Graph, group: usize) -> String {
@@ -27,6 +29,31 @@ pub(super) fn describe(graph: &Graph, group: usize) -> String {
         let newline = if index == 0 { "" } else { "\n" };
         let _ = write!(text, "{newline}phase {index}: {kind} over {rows} rows: {}", parts.join("; "));
     }
+    text
+}
+
+/// The launches of a recording as a graph: one box each, with its phases. They run in order, in one dispatch.
+pub(super) fn recording(kernels: &[Arc<[Phase]>], limits: &Sizes) -> String {
+    let mut text = format!(
+        "digraph recording {{\n  label=\"one dispatch of at most {} tokens and {} rows of logits\";\n  node [shape=box];\n",
+        limits.tokens, limits.logit_rows
+    );
+    for (launch, phases) in kernels.iter().enumerate() {
+        let _ = write!(text, "  launch{launch} [label=\"launch {launch}");
+        for (index, phase) in phases.iter().enumerate() {
+            let kind = match phase.work {
+                Work::Rows(_) => "row program",
+                Work::Linear(_) => "projections",
+                Work::Attention(_) => "attention",
+            };
+            let _ = write!(text, "\\nphase {index}: {kind} over {} rows", phase.rows);
+        }
+        text.push_str("\"];\n");
+        if let Some(before) = launch.checked_sub(1) {
+            let _ = writeln!(text, "  launch{before} -> launch{launch};");
+        }
+    }
+    text.push_str("}\n");
     text
 }
 

@@ -12,8 +12,11 @@ pub fn facts() -> DeviceFacts {
         attention_graph_support: AttentionGraphSupport::Always,
         parallelism: available_threads(),
         available_memory: available_memory(),
+        dedicated_memory: false,
+        repack_weights: true,
         autotune: false,
         persistent_decode: false,
+        kernel_cache: None,
     }
 }
 

@@ -22,7 +22,7 @@ use crate::memory::Workspace;
 use crate::team::{Team, TeamError};
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Dim, Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
-use allotrope_runtime::device::{CacheLayout, Device, DeviceError};
+use allotrope_runtime::device::{CacheLayout, Device, DeviceError, Recorder};
 use lower::Lowering;
 use memory::Memory;
 use phase::{Phase, Work};
@@ -64,6 +64,12 @@ pub struct CpuKernel {
 /// Kernels that run in one dispatch.
 pub struct CpuRecording {
     kernels: Vec<Arc<[Phase]>>,
+    limits: Sizes,
+    identity: u64,
+}
+
+/// Makes recordings, which is only to keep the kernels together: their phases are resolved already.
+pub struct CpuRecorder {
     limits: Sizes,
     identity: u64,
 }
@@ -111,18 +117,6 @@ impl CpuDevice {
         }
     }
 
-    fn check(&self, identity: u64, sizes: &Sizes, limits: &Sizes) -> Result<(), DeviceError> {
-        if identity != self.identity {
-            return Err(internal("a kernel of another device, or of memory that was replaced, was run".to_owned()));
-        }
-        for dim in [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks] {
-            if sizes.of(dim) > limits.of(dim) {
-                return Err(internal(format!("a batch with {dim} = {} exceeds {}", sizes.of(dim), limits.of(dim))));
-            }
-        }
-        Ok(())
-    }
-
     /// Runs phases in order in one dispatch.
     fn dispatch<'a>(&mut self, phases: impl Iterator<Item = &'a Phase> + Clone + Sync, sizes: &Sizes) {
         let (isa, scratch) = (self.isa, self.workspace.scratch());
@@ -139,9 +133,20 @@ impl CpuDevice {
     }
 }
 
+impl Recorder<CpuKernel, CpuRecording> for CpuRecorder {
+    fn record(&mut self, kernels: &[CpuKernel], sizes: &Sizes) -> Result<CpuRecording, DeviceError> {
+        for kernel in kernels {
+            check((self.identity, kernel.identity), sizes, &self.limits)?;
+        }
+        let kernels = kernels.iter().map(|kernel| Arc::clone(&kernel.phases)).collect();
+        Ok(CpuRecording { kernels, limits: *sizes, identity: self.identity })
+    }
+}
+
 impl Device for CpuDevice {
     type Kernel = CpuKernel;
     type Recording = CpuRecording;
+    type Recorder = CpuRecorder;
 
     fn target(&self) -> &dyn Target {
         &CpuTarget
@@ -191,21 +196,21 @@ impl Device for CpuDevice {
     }
 
     fn launch(&mut self, kernel: &CpuKernel, sizes: &Sizes) -> Result<(), DeviceError> {
-        self.check(kernel.identity, sizes, self.memory()?.limits())?;
+        check((self.identity, kernel.identity), sizes, self.memory()?.limits())?;
         self.dispatch(kernel.phases.iter(), sizes);
         Ok(())
     }
 
-    fn record(&mut self, kernels: &[CpuKernel], sizes: &Sizes) -> Result<CpuRecording, DeviceError> {
-        for kernel in kernels {
-            self.check(kernel.identity, sizes, self.memory()?.limits())?;
-        }
-        let kernels = kernels.iter().map(|kernel| Arc::clone(&kernel.phases)).collect();
-        Ok(CpuRecording { kernels, limits: *sizes, identity: self.identity })
+    fn recorder(&self) -> Result<CpuRecorder, DeviceError> {
+        Ok(CpuRecorder { limits: *self.memory()?.limits(), identity: self.identity })
+    }
+
+    fn recording_text(&self, recording: &CpuRecording) -> Option<String> {
+        Some(describe::recording(&recording.kernels, &recording.limits))
     }
 
     fn replay(&mut self, recording: &CpuRecording, sizes: &Sizes) -> Result<(), DeviceError> {
-        self.check(recording.identity, sizes, &recording.limits)?;
+        check((self.identity, recording.identity), sizes, &recording.limits)?;
         self.dispatch(recording.kernels.iter().flat_map(|phases| phases.iter()), sizes);
         Ok(())
     }
@@ -214,6 +219,19 @@ impl Device for CpuDevice {
         let elements = self.memory()?.read(value, sizes);
         elements.ok_or_else(|| internal("the value that was read is no f32 output in the arena".to_owned()))
     }
+}
+
+/// Checks that a kernel is of the memory `identities.0`, and a batch within the limits.
+fn check((memory, kernel): (u64, u64), sizes: &Sizes, limits: &Sizes) -> Result<(), DeviceError> {
+    if kernel != memory {
+        return Err(internal("a kernel of another device, or of memory that was replaced, was run".to_owned()));
+    }
+    for dim in [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks] {
+        if sizes.of(dim) > limits.of(dim) {
+            return Err(internal(format!("a batch with {dim} = {} exceeds {}", sizes.of(dim), limits.of(dim))));
+        }
+    }
+    Ok(())
 }
 
 /// A number that no other memory of this process has.

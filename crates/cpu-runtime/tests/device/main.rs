@@ -11,6 +11,7 @@ mod target;
 
 use allotrope_cpu_runtime::Isa;
 use allotrope_graph::DType;
+use allotrope_runtime::Recorder;
 use rand::RngExt;
 use support::*;
 
@@ -146,7 +147,7 @@ fn misuse_is_an_error_and_not_a_crash() {
     let mut large = sizes;
     large.tokens = 1 << 20;
     assert!(runner.device.launch(&kernel, &large).is_err(), "beyond the limits");
-    let recording = runner.device.record(std::slice::from_ref(&kernel), &sizes).unwrap();
+    let recording = runner.device.recorder().unwrap().record(std::slice::from_ref(&kernel), &sizes).unwrap();
     large.tokens = sizes.tokens + 1;
     assert!(runner.device.replay(&recording, &large).is_err(), "beyond the recording");
     let mut long = plain_batch(&mut random, 2);

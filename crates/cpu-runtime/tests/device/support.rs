@@ -7,7 +7,7 @@ use allotrope_graph::{
     DType, Definition, Dim, Graph, Input, KvCacheType, OpId, OpKind, Sizes, StepInputs, Target, TensorType, ValueId,
     ValueType, WeightData, WeightSource,
 };
-use allotrope_runtime::device::{CacheLayout, Device, DeviceError};
+use allotrope_runtime::device::{CacheLayout, Device, DeviceError, Recorder};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
@@ -192,7 +192,7 @@ impl Runner {
         if self.record {
             // Recorded for more rows than the step has.
             let larger = Sizes { tokens: sizes.tokens + 3, logit_rows: sizes.logit_rows + 1, ..sizes };
-            let recording = self.device.record(&self.kernels, &larger).unwrap();
+            let recording = self.device.recorder().unwrap().record(&self.kernels, &larger).unwrap();
             self.device.replay(&recording, &sizes).unwrap();
         } else {
             for kernel in &self.kernels {

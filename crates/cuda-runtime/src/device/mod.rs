@@ -6,7 +6,7 @@ use std::sync::Arc;
 use allotrope_config::DeviceFacts;
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
-use allotrope_runtime::device::{CacheLayout, Device, DeviceError};
+use allotrope_runtime::device::{CacheLayout, Device, DeviceError, Recorder};
 
 use crate::CudaTarget;
 
@@ -31,6 +31,15 @@ pub struct CudaKernel;
 
 /// Kernels captured in a graph.
 pub struct CudaRecording;
+
+/// Captures kernels.
+pub struct CudaRecorder;
+
+impl Recorder<CudaKernel, CudaRecording> for CudaRecorder {
+    fn record(&mut self, _: &[CudaKernel], _: &Sizes) -> Result<CudaRecording, DeviceError> {
+        Err(missing())
+    }
+}
 
 /// What the settings' rules need to know of the first GPU, or why there is none that can be used.
 ///
@@ -58,6 +67,7 @@ impl CudaDevice {
 impl Device for CudaDevice {
     type Kernel = CudaKernel;
     type Recording = CudaRecording;
+    type Recorder = CudaRecorder;
 
     fn target(&self) -> &dyn Target {
         &CudaTarget
@@ -95,7 +105,7 @@ impl Device for CudaDevice {
         Err(missing())
     }
 
-    fn record(&mut self, _: &[CudaKernel], _: &Sizes) -> Result<CudaRecording, DeviceError> {
+    fn recorder(&self) -> Result<CudaRecorder, DeviceError> {
         Err(missing())
     }
 

@@ -2,164 +2,19 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::sync::Arc;
-use std::time::Instant;
+mod recordings;
+mod support;
 
 use allotrope_config::{GraphCapture, GraphMode};
-use allotrope_graph::memory::MemoryPlan;
-use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::*;
-use allotrope_runtime::{CacheLayout, Device, DeviceError, Executor, ExecutorError, ExecutorOptions, StartupLedger};
-
-#[derive(Debug, Clone, PartialEq)]
-enum Call {
-    Launch(usize),
-    Record(Vec<usize>, usize, usize),
-    Replay(Vec<usize>, usize),
-}
-
-#[derive(Default)]
-struct Scribe {
-    calls: Vec<Call>,
-    logits: Vec<f32>,
-}
-
-impl Target for Scribe {
-    fn name(&self) -> &str {
-        "scribe"
-    }
-    fn accepts(&self, _: &Graph, _: &[OpId]) -> Result<(), String> {
-        Ok(())
-    }
-}
-
-struct Recording {
-    groups: Vec<usize>,
-    limits: Sizes,
-}
-
-impl Device for Scribe {
-    type Kernel = usize;
-    type Recording = Recording;
-
-    fn target(&self) -> &dyn Target {
-        self
-    }
-    fn alignment(&self) -> usize {
-        64
-    }
-    fn workspace(&self, _: &Graph, _: usize) -> Vec<ValueId> {
-        Vec::new()
-    }
-    fn load_weights(&mut self, _: &Graph, _: Arc<dyn WeightSource>, _: bool) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn allocate(&mut self, _: &Graph, _: &MemoryPlan, _: CacheLayout) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn describe(&self, _: &Graph, group: usize) -> String {
-        format!("group {group}, written down")
-    }
-    fn prepare(&mut self, _: &Graph, group: usize) -> Result<usize, DeviceError> {
-        Ok(group)
-    }
-    fn write_inputs(&mut self, _: &StepInputs) -> Result<(), DeviceError> {
-        Ok(())
-    }
-    fn launch(&mut self, kernel: &usize, _: &Sizes) -> Result<(), DeviceError> {
-        self.calls.push(Call::Launch(*kernel));
-        Ok(())
-    }
-    fn record(&mut self, kernels: &[usize], sizes: &Sizes) -> Result<Recording, DeviceError> {
-        self.calls.push(Call::Record(kernels.to_vec(), sizes.tokens, sizes.logit_rows));
-        Ok(Recording { groups: kernels.to_vec(), limits: *sizes })
-    }
-    fn replay(&mut self, recording: &Recording, sizes: &Sizes) -> Result<(), DeviceError> {
-        let limits = recording.limits;
-        assert!(sizes.tokens <= limits.tokens && sizes.logit_rows <= limits.logit_rows, "{sizes:?} in {limits:?}");
-        let size = if recording.groups.first() > Some(&3) { limits.logit_rows } else { limits.tokens };
-        self.calls.push(Call::Replay(recording.groups.clone(), size));
-        Ok(())
-    }
-    fn read_output(&mut self, _: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError> {
-        self.logits = vec![0.0; sizes.logit_rows * 8];
-        Ok(&self.logits)
-    }
-}
-
-struct NoWeights;
-impl WeightSource for NoWeights {
-    fn weight(&self, _: &str) -> Option<WeightData<'_>> {
-        None
-    }
-}
-
-/// Groups: 0 embedding, 1 KV write, 2 attention, 3 add | 4 choice of rows, 5 logits.
-fn graph() -> Graph {
-    let mut graph = Graph::new();
-    let table = graph.weight("table", TensorType::new(DType::F32, [Dim::Static(8), Dim::Static(4)]));
-    let ids = graph.input(Input::TokenIds);
-    let x = graph.push("x", OpKind::Embedding, &[table, ids]).unwrap();
-    let cache = graph.state(0, KvCacheType { dtype: DType::F32, kv_heads: 1, head_dim: 4 });
-    let slots = graph.input(Input::Slots);
-    let cache = graph.push("written", OpKind::KvWrite, &[cache, x, x, slots]).unwrap();
-    let metadata = [Input::Positions, Input::TokenSequences, Input::BlockTables].map(|input| graph.input(input));
-    let attention = OpKind::Attention { heads: 1, scale: 0.5 };
-    let y = graph.push("y", attention, &[x, cache, metadata[0], metadata[1], metadata[2]]).unwrap();
-    let z = graph.push("z", OpKind::Add, &[x, y]).unwrap();
-    let rows = graph.input(Input::LogitRows);
-    let wanted = graph.push("wanted", OpKind::SelectRows, &[z, rows]).unwrap();
-    let logits = graph.push("logits", OpKind::Linear { to: DType::F32, scale: None }, &[wanted, table]).unwrap();
-    graph.add_output(logits);
-    graph
-}
-
-fn executor(mode: GraphMode, capture: GraphCapture, require_graphs: bool) -> Executor<Scribe> {
-    executor_of(graph(), mode, capture, require_graphs).unwrap()
-}
-
-fn executor_of(
-    graph: Graph,
-    mode: GraphMode,
-    capture: GraphCapture,
-    require_graphs: bool,
-) -> Result<Executor<Scribe>, ExecutorError> {
-    let options = ExecutorOptions {
-        limits: Sizes { tokens: 16, sequences: 4, logit_rows: 4, blocks: 4 },
-        cache: CacheLayout { blocks: 16, block_size: 4 },
-        vocabulary: 8,
-        repack_weights: false,
-        graph_mode: mode,
-        capture,
-        capture_sizes: vec![1, 2, 4, 8],
-        require_graphs,
-        splitting_ops: SplittingOps::default(),
-    };
-    let mut ledger = StartupLedger::since(Instant::now());
-    Executor::build(Scribe::default(), graph, Arc::new(NoWeights), options, &mut ledger)
-}
-
-/// A batch of sequences with the given numbers of new tokens; each wants logits of its last token.
-fn batch(lengths: &[usize]) -> StepInputs {
-    let mut inputs = StepInputs { blocks: 4, ..StepInputs::default() };
-    for (sequence, length) in lengths.iter().enumerate() {
-        for position in 0..*length {
-            inputs.token_ids.push(1);
-            inputs.positions.push(position as i32);
-            inputs.slots.push((sequence * 16 + position) as i32);
-            inputs.token_sequences.push(sequence as i32);
-        }
-        inputs.block_tables.extend((0..4).map(|block| (sequence * 4 + block) as i32));
-        inputs.logit_rows.push(inputs.token_ids.len() as i32 - 1);
-    }
-    inputs
-}
+use allotrope_runtime::{Executor, ExecutorError};
+use support::{Call, Scribe, batch, executor, executor_of, graph};
 
 /// What a step asks of the device, without what was recorded before.
 fn calls(executor: &mut Executor<Scribe>, inputs: &StepInputs) -> Vec<Call> {
-    let before = executor.device().calls.len();
+    let before = executor.device().calls().len();
     executor.step(inputs).unwrap();
-    executor.device().calls[before..].to_vec()
+    executor.device().calls()[before..].to_vec()
 }
 
 #[test]
@@ -197,8 +52,8 @@ fn full_graphs_replay_the_body_and_the_wanted_rows() {
 fn captures_run_from_the_largest_size_to_the_smallest_and_not_beyond_what_can_run() {
     let executor = executor(GraphMode::FullDecodeOnly, GraphCapture::Startup, false);
     // A decode step has at most four sequences, so size 8 is never a whole step.
-    let expected: Vec<Call> = [4, 2, 1].map(|size| Call::Record((0..6).collect(), size, size)).into();
-    assert_eq!(executor.device().calls, expected);
+    let expected = [4, 2, 1].map(|size| Call::Record((0..6).collect(), size, size));
+    assert_eq!(executor.device().calls()[1..], expected);
 }
 
 #[test]
@@ -206,9 +61,14 @@ fn lazy_captures_happen_once_at_first_use_and_are_counted() {
     let mut executor = executor(GraphMode::Full, GraphCapture::Lazy, false);
     assert_eq!(executor.recordings(), 0);
     let first = calls(&mut executor, &batch(&[1]));
-    assert_eq!(first, [Call::Record((0..6).collect(), 1, 1), Call::Replay((0..6).collect(), 1)]);
+    let all: Vec<usize> = (0..6).collect();
+    let expected = [Call::WarmUp(all.clone()), Call::Record(all.clone(), 1, 1), Call::Replay(all.clone(), 1)];
+    assert_eq!(first, expected);
+    // What ran once is warm.
+    let second = calls(&mut executor, &batch(&[1, 1]));
+    assert_eq!(second, [Call::Record(all.clone(), 2, 2), Call::Replay(all, 2)]);
     assert_eq!(calls(&mut executor, &batch(&[1])), [Call::Replay((0..6).collect(), 1)]);
-    assert_eq!(executor.late_captures(), 1);
+    assert_eq!(executor.late_captures(), 2);
 }
 
 #[test]
@@ -257,7 +117,7 @@ fn batches_that_break_a_limit_or_point_outside_are_refused_before_the_device_see
         let error = executor.step(&inputs).unwrap_err().to_string();
         assert!(error.contains(name), "{name}: {error}");
     }
-    assert!(executor.device().calls.is_empty());
+    assert!(executor.device().calls().is_empty());
 }
 
 /// A step without wanted logits stops before the launches over rows of logits: what came after them would be skipped.
