@@ -1,17 +1,37 @@
-//! CUDA as a device of the runtime.
+//! CUDA as a device of the runtime: a group becomes one launch, a recording is a CUDA graph.
+
+mod compile;
+mod facts;
+mod kernel;
+mod memory;
+mod recorder;
+mod weights;
+
+pub use facts::facts;
+pub use kernel::CudaKernel;
+pub use recorder::{CudaRecorder, CudaRecording};
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use allotrope_config::DeviceFacts;
 use allotrope_graph::memory::MemoryPlan;
-use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
-use allotrope_runtime::device::{CacheLayout, Device, DeviceError, Recorder};
+use allotrope_graph::{Dim, Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
+use allotrope_runtime::device::{CacheLayout, Device, DeviceError};
 
-use crate::CudaTarget;
+use crate::driver::{Context, DeviceInfo, PinnedBuffer, Stream};
+use crate::lower;
+use crate::program::Features;
+use crate::{CudaTarget, driver};
+use compile::Compiler;
+use kernel::Ready;
+use memory::Memory;
+use weights::Weights;
 
 /// The device's name.
 const DEVICE: &str = "cuda";
+
+/// The alignment of buffers in the arena, in bytes: a line of the L2 cache.
+const ALIGNMENT: usize = 256;
 
 /// How the device is opened.
 #[derive(Debug, Clone, Default)]
@@ -22,46 +42,69 @@ pub struct CudaOptions {
 
 /// A GPU.
 pub struct CudaDevice {
-    _options: CudaOptions,
+    stream: Stream,
+    compiler: Compiler,
+    weights: Option<Arc<Weights>>,
+    memory: Option<Memory>,
+    /// What was read last.
+    output: Option<PinnedBuffer>,
+    /// Names the memory that kernels have addresses of: they run on no other.
+    identity: Identity,
 }
 
-/// A group of ops, made ready.
-#[derive(Clone)]
-pub struct CudaKernel;
+/// What a kernel's addresses are of. Two are the same if they are one allocation, so none is ever given out twice while
+/// somebody holds it.
+#[derive(Clone, Default)]
+pub(crate) struct Identity(Arc<()>);
 
-/// Kernels captured in a graph.
-pub struct CudaRecording;
-
-/// Captures kernels.
-pub struct CudaRecorder;
-
-impl Recorder<CudaKernel, CudaRecording> for CudaRecorder {
-    fn record(&mut self, _: &[CudaKernel], _: &Sizes) -> Result<CudaRecording, DeviceError> {
-        Err(missing())
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        // An allocation of nothing has no address of its own, hence the counter of `Arc`, which has.
+        Arc::ptr_eq(&self.0, &other.0)
     }
-}
-
-/// What the settings' rules need to know of the first GPU, or why there is none that can be used.
-///
-/// # Errors
-/// [`DeviceError::Environment`] without a driver, with one that is too old, or without a GPU.
-pub fn facts() -> Result<DeviceFacts, DeviceError> {
-    Err(missing())
-}
-
-fn missing() -> DeviceError {
-    DeviceError::Environment { device: DEVICE.into(), message: "there is no CUDA device yet".into() }
 }
 
 impl CudaDevice {
     /// Opens the first GPU.
     ///
     /// # Errors
-    /// As [`facts`].
+    /// [`DeviceError::Environment`] without a driver, with one that is too old, or without a GPU.
     pub fn open(options: CudaOptions) -> Result<Self, DeviceError> {
-        let _ = CudaDevice { _options: options };
-        Err(missing())
+        let context = Context::open()?;
+        let stream = context.stream()?;
+        let compiler = Compiler::new(context, options.cache)?;
+        Ok(Self { stream, compiler, weights: None, memory: None, output: None, identity: Identity::default() })
     }
+
+    /// What the GPU is.
+    pub fn info(&self) -> &DeviceInfo {
+        self.context().info()
+    }
+
+    fn context(&self) -> &Context {
+        self.stream.context()
+    }
+
+    fn memory(&self) -> Result<&Memory, DeviceError> {
+        self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))
+    }
+
+    fn check(&self, identity: &Identity, sizes: &Sizes, limits: &Sizes) -> Result<(), DeviceError> {
+        if *identity != self.identity {
+            return Err(internal("a kernel of another device, or of memory that was replaced, was run"));
+        }
+        within(sizes, limits)
+    }
+}
+
+/// Checks a batch against limits.
+fn within(sizes: &Sizes, limits: &Sizes) -> Result<(), DeviceError> {
+    for dim in [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks] {
+        if sizes.of(dim) > limits.of(dim) {
+            return Err(internal(format!("a batch with {dim} = {} exceeds {}", sizes.of(dim), limits.of(dim))));
+        }
+    }
+    Ok(())
 }
 
 impl Device for CudaDevice {
@@ -74,46 +117,113 @@ impl Device for CudaDevice {
     }
 
     fn alignment(&self) -> usize {
-        256
+        ALIGNMENT
     }
 
+    /// None: a launch keeps what it computes in registers and shared memory.
     fn workspace(&self, _graph: &Graph, _group: usize) -> Vec<ValueId> {
         Vec::new()
     }
 
-    fn load_weights(&mut self, _: &Graph, _: Arc<dyn WeightSource>, _: bool) -> Result<(), DeviceError> {
-        Err(missing())
+    /// Copies every weight to the GPU. There is one layout, that of the checkpoint.
+    fn load_weights(&mut self, graph: &Graph, source: Arc<dyn WeightSource>, repack: bool) -> Result<(), DeviceError> {
+        if repack {
+            return Err(internal("the kernels have no layout of their own to repack weights into"));
+        }
+        self.identity = Identity::default();
+        // What was loaded before is freed before the new weights are allocated.
+        self.weights = None;
+        self.weights = Some(Arc::new(Weights::load(self.context(), graph, &*source)?));
+        Ok(())
     }
 
-    fn allocate(&mut self, _: &Graph, _: &MemoryPlan, _: CacheLayout) -> Result<(), DeviceError> {
-        Err(missing())
+    fn allocate(&mut self, graph: &Graph, memory: &MemoryPlan, cache: CacheLayout) -> Result<(), DeviceError> {
+        self.identity = Identity::default();
+        self.memory = None;
+        self.memory = Some(Memory::new(self.context(), graph, memory, cache)?);
+        Ok(())
     }
 
-    fn describe(&self, _: &Graph, _: usize) -> String {
-        String::new()
+    fn describe(&self, graph: &Graph, group: usize) -> String {
+        lower::describe(graph, group, Features::of(self.info().capability))
     }
 
-    fn prepare(&mut self, _: &Graph, _: usize) -> Result<CudaKernel, DeviceError> {
-        Err(missing())
+    fn prepare(&mut self, graph: &Graph, group: usize) -> Result<CudaKernel, DeviceError> {
+        let memory = self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))?;
+        let weights = self.weights.as_ref().ok_or_else(|| internal("no weights were loaded yet"))?;
+        let ready = Ready { graph, memory, weights, compiler: &mut self.compiler };
+        ready.kernel(group, self.identity.clone())
     }
 
-    fn write_inputs(&mut self, _: &StepInputs) -> Result<(), DeviceError> {
-        Err(missing())
+    fn write_inputs(&mut self, inputs: &StepInputs) -> Result<(), DeviceError> {
+        let memory = self.memory.as_mut().ok_or_else(|| internal("no memory was allocated yet"))?;
+        memory.write(&self.stream, inputs)
     }
 
-    fn launch(&mut self, _: &CudaKernel, _: &Sizes) -> Result<(), DeviceError> {
-        Err(missing())
+    fn launch(&mut self, kernel: &CudaKernel, sizes: &Sizes) -> Result<(), DeviceError> {
+        self.check(&kernel.identity, sizes, self.memory()?.limits())?;
+        match kernel.launch(sizes) {
+            Some(launch) => Ok(self.stream.launch(&launch)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs each kernel over a batch of nothing, all of whose blocks leave at once.
+    fn warm_up(&mut self, kernels: &[CudaKernel]) -> Result<(), DeviceError> {
+        let memory = self.memory()?;
+        memory.clear_inputs(&self.stream)?;
+        for kernel in kernels {
+            if kernel.identity != self.identity {
+                return Err(internal("a kernel of other memory was warmed up"));
+            }
+            kernel.launches().try_for_each(|launch| self.stream.launch(&launch))?;
+        }
+        Ok(self.stream.synchronize()?)
     }
 
     fn recorder(&self) -> Result<CudaRecorder, DeviceError> {
-        Err(missing())
+        let memory = self.memory()?;
+        let mut keep = memory.buffers();
+        keep.extend(self.weights.iter().map(|weights| Arc::clone(weights) as driver::Keep));
+        Ok(CudaRecorder {
+            stream: self.context().stream()?,
+            keep,
+            limits: *memory.limits(),
+            identity: self.identity.clone(),
+        })
     }
 
-    fn replay(&mut self, _: &CudaRecording, _: &Sizes) -> Result<(), DeviceError> {
-        Err(missing())
+    fn recording_text(&self, recording: &CudaRecording) -> Option<String> {
+        Some(recording.text())
     }
 
-    fn read_output(&mut self, _: ValueId, _: &Sizes) -> Result<&[f32], DeviceError> {
-        Err(missing())
+    fn free_memory(&self) -> Option<u64> {
+        self.context().memory().ok().map(|(free, _)| free)
     }
+
+    fn replay(&mut self, recording: &CudaRecording, sizes: &Sizes) -> Result<(), DeviceError> {
+        self.check(&recording.identity, sizes, &recording.limits)?;
+        Ok(recording.launch(&self.stream)?)
+    }
+
+    fn read_output(&mut self, value: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError> {
+        let memory = self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))?;
+        let place = memory.output(value, sizes).ok_or_else(|| internal("what was read is no f32 output in the arena"))?;
+        let bytes = place.len();
+        if self.output.as_ref().is_none_or(|output| output.bytes() < bytes) {
+            let most = memory.output(value, memory.limits()).map_or(bytes, |range| range.len());
+            self.output = None;
+            // Room for the largest batch, unless that is out of all proportion to this one.
+            self.output = Some(self.stream.context().allocate_pinned(most.min(bytes.next_power_of_two()))?);
+        }
+        let output = self.output.as_ref().ok_or_else(|| internal("there is no memory to read an output into"))?;
+        self.stream.copy_to_host(output, 0, memory.arena(), place)?;
+        self.stream.synchronize()?;
+        Ok(output.as_slice::<f32>()?.get(..bytes / 4).unwrap_or_default())
+    }
+}
+
+/// A bug in the caller or here.
+fn internal(message: impl Into<String>) -> DeviceError {
+    DeviceError::Internal { device: DEVICE.into(), message: message.into() }
 }

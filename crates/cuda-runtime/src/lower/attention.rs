@@ -1,6 +1,6 @@
 //! Attention with what comes after it: `kernels/attention.cuh`.
 
-use allotrope_graph::{DType, Graph, OpId, OpKind, ValueId};
+use allotrope_graph::{DType, Graph, OpId, OpKind};
 
 use super::linear::{type_code, type_name};
 use super::{Grid, KernelCode, MOST_SHARED_MEMORY, Parameter, SIZES, Slots, Variant, Word};
@@ -17,7 +17,7 @@ fn own_bytes(group: usize, head_dim: usize) -> usize {
     4 * (group * head_dim + CONTEXT * (head_dim | 1) + 35 * group + CONTEXT)
 }
 
-pub(super) fn variant(graph: &Graph, ops: &[OpId], block_size: usize) -> Result<Variant, String> {
+pub(super) fn variant(graph: &Graph, ops: &[OpId]) -> Result<Variant, String> {
     let is_attention = |op: &&OpId| matches!(graph.op(**op).kind, OpKind::Attention { .. });
     let id = *ops.iter().find(is_attention).ok_or("no attention")?;
     let op = graph.op(id);
@@ -43,7 +43,7 @@ pub(super) fn variant(graph: &Graph, ops: &[OpId], block_size: usize) -> Result<
     let bundle =
         Bundle { values: vec![op.output], columns: heads * head_dim, tile_columns: group * head_dim, epilogue };
     let slots = Slots { prologue: Vec::new(), inputs: Vec::new(), bundles: vec![bundle], rows: 1 };
-    let shared_memory = scratch_offset + slots.filling(graph, POINTERS_OFFSET).scratch_bytes();
+    let shared_memory = scratch_offset + slots.filling(graph).scratch_bytes();
     if shared_memory > MOST_SHARED_MEMORY {
         return Err(format!("attention needs {shared_memory} bytes of shared memory; {MOST_SHARED_MEMORY} can be had"));
     }
@@ -51,19 +51,19 @@ pub(super) fn variant(graph: &Graph, ops: &[OpId], block_size: usize) -> Result<
     let output = if is_plain { Pointer::Value(op.output) } else { Pointer::Nothing };
     let mut parameter = Parameter::default();
     parameter.push(SIZES);
-    let input = |value: ValueId| Pointer::Value(value);
     let addresses = [
         Pointer::Value(queries),
         Pointer::Keys { layer },
         Pointer::Values { layer },
-        input(positions),
-        input(token_sequences),
-        input(block_tables),
+        Pointer::Value(positions),
+        Pointer::Value(token_sequences),
+        Pointer::Value(block_tables),
         output,
     ];
     parameter.extend(addresses.map(Word::Pointer));
-    let counts = [heads, kv_heads, head_dim, block_size];
+    let counts = [heads, kv_heads, head_dim];
     parameter.extend(counts.map(|count| Word::Number(u32::try_from(count).unwrap_or(u32::MAX))));
+    parameter.push(Word::BlockSize);
     let code = graph.tensor_type(op.output).map_or(0, |tensor| type_code(tensor.dtype));
     let offsets = [scale.to_bits(), tile_offset as u32, scratch_offset as u32, code];
     parameter.extend(offsets.map(Word::Number));

@@ -9,11 +9,11 @@ use crate::CudaTarget;
 use crate::program::{BLOCK, Features};
 
 /// One line for each way in which the group can run, and what is in its slots; or why there is none.
-pub fn describe(graph: &Graph, group: usize, block_size: usize, features: Features) -> String {
+pub fn describe(graph: &Graph, group: usize, features: Features) -> String {
     let Some(ops) = graph.groups().get(group).map(|group| group.ops.as_slice()) else {
         return format!("the graph has no group {group}");
     };
-    let planned = CudaTarget.accepts(graph, ops).and_then(|()| plan(graph, ops, block_size, features));
+    let planned = CudaTarget.accepts(graph, ops).and_then(|()| plan(graph, ops, features));
     match planned {
         Err(reason) => format!("no kernel: {reason}"),
         Ok(plan) => lines(graph, ops, &plan),

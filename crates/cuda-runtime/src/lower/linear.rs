@@ -7,7 +7,7 @@ use super::{Grid, KernelCode, MOST_SHARED_MEMORY, Parameter, SIZES, Slots, Varia
 use crate::program::{Bundle, Filling, Pointer, place_of_size};
 
 /// The most products of a launch, and the most bundles: the sizes of arrays in the kernel's parameter.
-pub const MOST_PRODUCTS: usize = 8;
+const MOST_PRODUCTS: usize = 8;
 
 /// Columns that the kernel computes at once.
 const COLUMN_STEP: usize = 64;
@@ -236,7 +236,7 @@ fn variant(
         bundles: bundles.clone(),
         rows: tile_rows,
     };
-    let scratch = slots.filling(graph, POINTERS_OFFSET).scratch_bytes();
+    let scratch = slots.filling(graph).scratch_bytes();
     let code = match is_plain {
         true => KernelCode::Bundled { source: "linear", entry: name },
         false => KernelCode::Filled { source: "linear_slots", entry: format!("{name}_slots"), slots },
@@ -299,20 +299,15 @@ fn operand(graph: &Graph, prologue: &[OpId], product: &Product) -> [Word; 7] {
 }
 
 impl Slots {
-    /// The filling of a template whose parameter has its pointers at this offset.
-    pub fn filling<'g>(&self, graph: &'g Graph, pointers_offset: usize) -> Filling<'g> {
+    /// The filling of the template.
+    pub fn filling<'g>(&self, graph: &'g Graph) -> Filling<'g> {
         Filling {
             graph,
             prologue: self.prologue.clone(),
             inputs: self.inputs.clone(),
             bundles: self.bundles.clone(),
             rows: self.rows,
-            pointers_offset,
+            pointers_offset: if self.inputs.is_empty() { super::attention::POINTERS_OFFSET } else { POINTERS_OFFSET },
         }
-    }
-
-    /// Where the parameter has its array of pointers, in bytes.
-    pub fn pointers_offset(&self) -> usize {
-        if self.inputs.is_empty() { super::attention::POINTERS_OFFSET } else { POINTERS_OFFSET }
     }
 }

@@ -95,19 +95,18 @@ pub struct LaunchPlan {
     pub variants: Vec<Variant>,
 }
 
-/// Plans the launch of operations that [`CudaTarget`](crate::CudaTarget) accepts together. `block_size` is that of the KV
-/// caches, in tokens.
+/// Plans the launch of operations that [`CudaTarget`](crate::CudaTarget) accepts together.
 ///
 /// # Errors
 /// In words, why there is no kernel for them.
-pub fn plan(graph: &Graph, ops: &[OpId], block_size: usize, features: Features) -> Result<LaunchPlan, String> {
+pub fn plan(graph: &Graph, ops: &[OpId], features: Features) -> Result<LaunchPlan, String> {
     let first = ops.first().ok_or("a launch without operations")?;
     let rows = graph.rows_of(*first)?;
     let has = |is: fn(&OpKind) -> bool| ops.iter().any(|op| is(&graph.op(*op).kind));
     let variants = if has(|kind| matches!(kind, OpKind::Linear { .. })) {
         linear::variants(graph, ops, rows)?
     } else if has(|kind| matches!(kind, OpKind::Attention { .. })) {
-        vec![attention::variant(graph, ops, block_size)?]
+        vec![attention::variant(graph, ops)?]
     } else {
         let program = RowProgram::generate(graph, ops, features);
         let grid = Grid { blocks: 1, rows: program.rows_per_block, rows_second: false };

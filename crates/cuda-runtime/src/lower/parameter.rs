@@ -7,6 +7,8 @@ use crate::program::Pointer;
 pub enum Word {
     /// Four bytes.
     Number(u32),
+    /// Four bytes: tokens in a block of the KV caches, which the device knows.
+    BlockSize,
     /// Eight bytes, at a multiple of eight: an address or a constant.
     Pointer(Pointer),
 }
@@ -16,6 +18,7 @@ pub enum Word {
 pub struct Parameter {
     bytes: Vec<u8>,
     pointers: Vec<(usize, Pointer)>,
+    block_size: Option<usize>,
 }
 
 impl Parameter {
@@ -23,6 +26,10 @@ impl Parameter {
     pub fn push(&mut self, word: Word) {
         match word {
             Word::Number(number) => self.bytes.extend(number.to_le_bytes()),
+            Word::BlockSize => {
+                self.block_size = Some(self.bytes.len());
+                self.bytes.extend([0; 4]);
+            }
             Word::Pointer(pointer) => {
                 self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
                 self.pointers.push((self.bytes.len(), pointer));
@@ -40,6 +47,14 @@ impl Parameter {
     pub fn place(&mut self, offset: usize, pointers: &[Pointer]) {
         self.pad(offset + 8 * pointers.len());
         self.pointers.extend(pointers.iter().enumerate().map(|(place, pointer)| (offset + 8 * place, *pointer)));
+    }
+
+    /// Says how many tokens a block of the KV caches holds.
+    pub fn set_block_size(&mut self, tokens: usize) {
+        let number = u32::try_from(tokens).unwrap_or(u32::MAX).to_le_bytes();
+        if let Some(place) = self.block_size.and_then(|offset| self.bytes.get_mut(offset..offset + 4)) {
+            place.copy_from_slice(&number);
+        }
     }
 
     /// Fills with zeros up to so many bytes.

@@ -18,6 +18,20 @@ pub struct Features {
     pub dependent_launch: bool,
 }
 
+impl Features {
+    /// Those of a compute capability.
+    pub fn of(capability: (u32, u32)) -> Self {
+        Self { e4m3: capability >= (8, 9), dependent_launch: capability >= (9, 0) }
+    }
+
+    /// Those of the target that PTX text names.
+    pub fn of_target(ptx: &str) -> Self {
+        let target = ptx.lines().find_map(|line| line.trim().strip_prefix(".target sm_")).unwrap_or_default();
+        let digits: u32 = target.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(80);
+        Self::of((digits / 10, digits % 10))
+    }
+}
+
 /// Where a kernel's parameter has the array of [`Pointers`].
 #[derive(Debug, Clone)]
 pub(super) struct ParameterArray {

@@ -1,0 +1,118 @@
+//! Kernels with everything that their launches need.
+
+use std::sync::Arc;
+
+use allotrope_graph::{Definition, Dim, Graph, Sizes, Target, ValueId};
+use allotrope_runtime::device::DeviceError;
+
+use super::compile::Compiler;
+use super::memory::Memory;
+use super::weights::Weights;
+use super::{Identity, internal};
+use crate::CudaTarget;
+use crate::driver::Launch;
+use crate::lower::{Grid, plan};
+use crate::program::{BLOCK, Pointer};
+
+/// A group of ops, made ready.
+#[derive(Clone)]
+pub struct CudaKernel {
+    rows: Dim,
+    variants: Arc<[ReadyVariant]>,
+    pub(super) identity: Identity,
+}
+
+/// A way to run the group.
+struct ReadyVariant {
+    most_rows: usize,
+    grid: Grid,
+    /// With the grid of one row.
+    launch: Launch,
+}
+
+impl CudaKernel {
+    /// The launch for a batch; none where it has no rows.
+    pub(super) fn launch(&self, sizes: &Sizes) -> Option<Launch> {
+        let rows = sizes.of(self.rows);
+        if rows == 0 {
+            return None;
+        }
+        let variant = self.variants.iter().find(|variant| rows <= variant.most_rows)?;
+        Some(Launch { grid: variant.grid.dimensions(rows), ..variant.launch.clone() })
+    }
+
+    /// Each way to run the group, over one row.
+    pub(super) fn launches(&self) -> impl Iterator<Item = Launch> {
+        self.variants.iter().map(|variant| variant.launch.clone())
+    }
+}
+
+/// What kernels are made of.
+pub(super) struct Ready<'a> {
+    pub(super) graph: &'a Graph,
+    pub(super) memory: &'a Memory,
+    pub(super) weights: &'a Weights,
+    pub(super) compiler: &'a mut Compiler,
+}
+
+impl Ready<'_> {
+    /// Loads or compiles the code of a group, and fills in the addresses.
+    pub(super) fn kernel(self, group: usize, identity: Identity) -> Result<CudaKernel, DeviceError> {
+        let ops = self.graph.groups().get(group).map(|group| group.ops.as_slice());
+        let ops = ops.ok_or_else(|| internal(format!("the graph has no group {group}")))?;
+        CudaTarget.accepts(self.graph, ops).map_err(internal)?;
+        let plan = plan(self.graph, ops, self.compiler.features()).map_err(internal)?;
+        let label = self.graph.group_label(group);
+        let mut variants = Vec::with_capacity(plan.variants.len());
+        for variant in &plan.variants {
+            let code = self.compiler.compile(self.graph, variant, &label)?;
+            let mut parameter = variant.parameter.clone();
+            if let Some((offset, pointers)) = &code.slots {
+                parameter.place(*offset, pointers.entries());
+            }
+            parameter.set_block_size(self.memory.block_size());
+            let parameters = parameter.resolved(|pointer| self.address(pointer))?;
+            let shared_memory = u32::try_from(variant.shared_memory).unwrap_or(u32::MAX);
+            code.function.allow_shared_memory(shared_memory)?;
+            let launch = Launch {
+                label: format!("{}: {label}", code.function.name()).into(),
+                function: code.function,
+                grid: variant.grid.dimensions(1),
+                block: BLOCK,
+                shared_memory,
+                parameters: parameters.into(),
+                dependent: code.dependent,
+            };
+            variants.push(ReadyVariant { most_rows: variant.most_rows, grid: variant.grid, launch });
+        }
+        Ok(CudaKernel { rows: plan.rows, variants: variants.into(), identity })
+    }
+
+    /// The address that a pointer stands for.
+    fn address(&self, pointer: &Pointer) -> Result<u64, DeviceError> {
+        let found = match pointer {
+            Pointer::Sizes => Some(self.memory.sizes()),
+            Pointer::Value(value) => self.value(*value),
+            Pointer::Input(input) => self.memory.input(*input),
+            Pointer::Keys { layer } => self.memory.cache(*layer).map(|[keys, _]| keys),
+            Pointer::Values { layer } => self.memory.cache(*layer).map(|[_, values]| values),
+            Pointer::Nothing | Pointer::Constant(_) => Some(0),
+        };
+        found.ok_or_else(|| internal(format!("{} has no place in memory", self.name(pointer))))
+    }
+
+    fn value(&self, value: ValueId) -> Option<u64> {
+        match self.graph.value(value).definition {
+            Definition::Weight(_) => self.weights.get(value),
+            Definition::Input(input) => self.memory.input(input),
+            _ => self.memory.value(value),
+        }
+    }
+
+    fn name(&self, pointer: &Pointer) -> String {
+        match pointer {
+            Pointer::Value(value) => format!("%{}", self.graph.value(*value).name),
+            other => format!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Recordings: kernels captured in CUDA graphs.
+
+use allotrope_graph::Sizes;
+use allotrope_runtime::device::{DeviceError, Recorder};
+
+use super::{CudaKernel, Identity, internal, within};
+use crate::driver::{DriverError, Graph, GraphExec, Keep, Stream};
+
+/// Captures kernels, on a stream of its own: other work of the device goes on meanwhile.
+pub struct CudaRecorder {
+    pub(super) stream: Stream,
+    /// The memory that kernels name.
+    pub(super) keep: Vec<Keep>,
+    pub(super) limits: Sizes,
+    pub(super) identity: Identity,
+}
+
+/// Kernels captured in a graph.
+pub struct CudaRecording {
+    graph: Graph,
+    executable: GraphExec,
+    pub(super) limits: Sizes,
+    pub(super) identity: Identity,
+}
+
+impl CudaRecording {
+    /// The graph as Graphviz DOT.
+    pub(super) fn text(&self) -> String {
+        self.graph.to_dot()
+    }
+
+    /// Runs it.
+    pub(super) fn launch(&self, stream: &Stream) -> Result<(), DriverError> {
+        self.executable.launch(stream)
+    }
+}
+
+impl Recorder<CudaKernel, CudaRecording> for CudaRecorder {
+    fn record(&mut self, kernels: &[CudaKernel], sizes: &Sizes) -> Result<CudaRecording, DeviceError> {
+        within(sizes, &self.limits)?;
+        if kernels.iter().any(|kernel| kernel.identity != self.identity) {
+            return Err(internal("a kernel of other memory than the recorder's was recorded"));
+        }
+        let launches: Vec<_> = kernels.iter().filter_map(|kernel| kernel.launch(sizes)).collect();
+        let keep = self.keep.clone();
+        let graph = self.stream.capture(|capture| launches.iter().try_for_each(|launch| capture.launch(launch)), keep)?;
+        let executable = graph.instantiate()?;
+        executable.upload(&self.stream)?;
+        self.stream.synchronize()?;
+        Ok(CudaRecording { graph, executable, limits: *sizes, identity: self.identity.clone() })
+    }
+}
