@@ -22,10 +22,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod bundle;
 pub mod device;
 pub mod lower;
 pub mod program;
 pub mod target;
 
+pub use bundle::{Bundle, BundleError};
 pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecorder, CudaRecording, facts};
 pub use target::CudaTarget;
