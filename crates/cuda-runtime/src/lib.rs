@@ -23,6 +23,7 @@
 //! ```
 
 pub mod device;
+pub mod driver;
 pub mod target;
 
 pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecording, facts};
