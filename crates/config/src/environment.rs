@@ -47,6 +47,13 @@ impl Environment {
         self.variable(NO_COLOR).is_some()
     }
 
+    /// Which GPUs the CUDA driver is to show, as its own variable says; nothing if it may show all. Unlike in our
+    /// variables, no text is a value too: it hides all of them.
+    pub fn cuda_visible_devices(&self) -> Option<String> {
+        let (_, value) = self.variables.iter().find(|(variable, _)| variable == "CUDA_VISIBLE_DEVICES")?;
+        Some(value.to_string_lossy().into_owned())
+    }
+
     pub(crate) fn working_directory(&self) -> Option<PathBuf> {
         self.working_directory.clone()
     }

@@ -26,6 +26,7 @@ pub mod bundle;
 pub mod device;
 pub mod lower;
 pub mod program;
+pub mod driver;
 pub mod target;
 
 pub use bundle::{Bundle, BundleError};

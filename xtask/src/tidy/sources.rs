@@ -18,7 +18,8 @@ pub(super) const RULES: [Rule; 8] = [
 ];
 
 /// Folders in which `unsafe` may be written.
-const UNSAFE_FOLDERS: [&str; 3] = ["crates/cpu-runtime/", "crates/cuda-emulator/", "crates/model/src/weights/"];
+const UNSAFE_FOLDERS: [&str; 4] =
+    ["crates/cpu-runtime/", "crates/cuda-runtime/", "crates/cuda-emulator/", "crates/model/src/weights/"];
 
 /// How many lines above an `unsafe` block its SAFETY comment may begin.
 const SAFETY_COMMENT_LINES: usize = 8;

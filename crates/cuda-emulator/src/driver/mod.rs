@@ -2,6 +2,7 @@
 
 mod api;
 mod capture;
+mod faults;
 mod graph;
 mod options;
 mod state;

@@ -12,6 +12,8 @@ pub(super) struct Options {
     pub(super) device: bool,
     /// The compute capability.
     pub(super) capability: (u32, u32),
+    /// The version of CUDA that the driver says it has.
+    pub(super) version: (u32, u32),
     /// Device memory in bytes.
     pub(super) memory: u64,
     /// Host threads that run a kernel.
@@ -26,25 +28,28 @@ impl Options {
     /// Reads the environment. What cannot be understood is said and left at its default.
     pub(super) fn read() -> Self {
         let visible = env::var("CUDA_VISIBLE_DEVICES").ok();
-        let capability = env::var("ALLOTROPE_EMULATOR_CAPABILITY").ok();
-        let capability = capability.and_then(|text| {
-            let parts = text.split_once('.').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-            if parts.is_none() {
-                eprintln!("ALLOTROPE_EMULATOR_CAPABILITY: `{text}` is not like 9.0");
-            }
-            parts
-        });
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
             seed: number("ALLOTROPE_EMULATOR_SEED").unwrap_or(0),
             device: visible.is_none_or(|list| list.split(',').next() == Some("0")),
-            capability: capability.unwrap_or((9, 0)),
+            capability: version("ALLOTROPE_EMULATOR_CAPABILITY").unwrap_or((9, 0)),
+            version: version("ALLOTROPE_EMULATOR_DRIVER_VERSION").unwrap_or((13, 0)),
             memory: number("ALLOTROPE_EMULATOR_MEMORY_MIB").unwrap_or(8192).saturating_mul(1 << 20),
             threads: number("ALLOTROPE_EMULATOR_THREADS").map_or(threads, |count| count.clamp(1, 256) as usize),
             check_uninitialized: env::var("ALLOTROPE_EMULATOR_UNINITIALIZED").as_deref() != Ok("ignore"),
             report: env::var("ALLOTROPE_EMULATOR_REPORT").ok(),
         }
     }
+}
+
+/// Two numbers with a point between them.
+fn version(name: &str) -> Option<(u32, u32)> {
+    let text = env::var(name).ok()?;
+    let parts = text.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    if parts.is_none() {
+        eprintln!("{name}: `{text}` is not like 9.0");
+    }
+    parts
 }
 
 fn number(name: &str) -> Option<u64> {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use super::api::Link;
 use super::capture::Capture;
 use super::graph::{Executable, Graph};
 use super::options::Options;
@@ -90,6 +91,7 @@ pub(super) struct State {
     pub(super) graphs: HashMap<Handle, Graph>,
     pub(super) executables: HashMap<Handle, Executable>,
     pub(super) captures: HashMap<Handle, Capture>,
+    pub(super) links: HashMap<Handle, Link>,
     /// Pools that were made, with their release thresholds.
     pub(super) pools: HashMap<Handle, u64>,
     next_handle: Handle,
@@ -118,6 +120,7 @@ static DRIVER: LazyLock<Driver> = LazyLock::new(|| {
         graphs: HashMap::new(),
         executables: HashMap::new(),
         captures: HashMap::new(),
+        links: HashMap::new(),
         pools: HashMap::new(),
         next_handle: 0x1000,
     };
@@ -308,6 +311,7 @@ impl State {
         self.graphs.clear();
         self.executables.clear();
         self.captures.clear();
+        self.links.clear();
         self.memory.clear();
     }
 }

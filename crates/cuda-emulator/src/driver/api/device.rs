@@ -10,9 +10,6 @@ use crate::driver::status::Status;
 /// What a context's handle is: there is one device and one context.
 const CONTEXT: usize = 0x100;
 
-/// The version of the driver.
-const VERSION: i32 = 13000;
-
 /// Streaming multiprocessors.
 pub(super) const PROCESSORS: u32 = 132;
 
@@ -76,7 +73,10 @@ export! {
         Ok(())
     }
 
-    fn cuDriverGetVersion(version: Out<i32>) { version.set(VERSION) }
+    fn cuDriverGetVersion(version: Out<i32>) {
+        let (major, minor) = driver().lock().options.version;
+        version.set((major * 1000 + minor * 10) as i32)
+    }
 
     fn cuDeviceGetCount(count: Out<i32>) {
         drop(initialized()?);

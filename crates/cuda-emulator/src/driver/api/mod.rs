@@ -4,6 +4,7 @@
 mod device;
 mod graph;
 mod launch;
+mod link;
 mod memory;
 mod module;
 mod stream;
@@ -12,6 +13,8 @@ use std::ffi::{CStr, c_char, c_void};
 
 use super::status::Status;
 use super::work::HostPointer;
+
+pub(super) use link::Link;
 
 /// What the functions return inside.
 type Outcome = Result<(), Status>;
@@ -115,8 +118,9 @@ impl Text {
     }
 
     /// Whether the bytes begin with these.
-    fn begins_with(self, start: &[u8; 4]) -> bool {
-        // SAFETY: images of any kind have at least four bytes or an earlier zero, at which the comparison ends.
+    fn begins_with(self, start: &[u8]) -> bool {
+        // SAFETY: the comparison ends at the first byte that differs: in a text at its zero at the latest, since what is
+        // looked for begins with four bytes that are none; and a file that begins like them has headers of 16 bytes.
         start.iter().enumerate().all(|(index, byte)| unsafe { *self.0.add(index).cast::<u8>() == *byte })
     }
 }
@@ -130,6 +134,9 @@ macro_rules! export {
             extern "C" fn $name($($argument: $type),*) -> crate::driver::status::Status {
                 #[allow(clippy::too_many_arguments, reason = "the signatures are those of the driver")]
                 fn body($($argument: $type),*) -> crate::driver::api::Outcome $body
+                if let Some(status) = crate::driver::faults::planned(stringify!($name)) {
+                    return status;
+                }
                 body($($argument),*).err().unwrap_or(crate::driver::status::Status::SUCCESS)
             }
         )+

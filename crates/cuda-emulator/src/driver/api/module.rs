@@ -4,19 +4,63 @@
 use std::ffi::{CString, c_char};
 
 use super::device::{SHARED_DEFAULT, SHARED_MOST};
+use super::link::unwrapped;
 use super::{In, Out, Outcome, Pointer, Text, export};
 use crate::driver::state::{Function, Handle, State, driver, enter};
 use crate::driver::status::Status;
+use crate::program::{Place, Program};
 
-/// Option numbers of `cuModuleLoadDataEx`: the buffer for errors, and its size.
+/// Option numbers of `cuModuleLoadDataEx` and `cuLinkCreate`: the buffer for errors, and its size.
 const ERROR_BUFFER: u32 = 5;
 /// See [`ERROR_BUFFER`].
 const ERROR_BUFFER_BYTES: u32 = 6;
 
+/// Where a program wants to have errors written, if anywhere.
+#[derive(Clone, Copy, Default)]
+pub(super) struct LogBuffer {
+    address: usize,
+    bytes: usize,
+}
+
+impl LogBuffer {
+    /// The buffer among some options.
+    pub(super) fn of(count: u32, options: &In<u32>, values: &In<usize>) -> Result<Self, Status> {
+        let mut buffer = Self::default();
+        for index in 0..count as usize {
+            match options.at(index)? {
+                ERROR_BUFFER => buffer.address = values.at(index)?,
+                // A number of 32 bits in the place of a pointer.
+                ERROR_BUFFER_BYTES => buffer.bytes = values.at(index)? as u32 as usize,
+                _ => {}
+            }
+        }
+        Ok(buffer)
+    }
+
+    /// Writes as much of a text as there is room for, and a zero.
+    pub(super) fn write(self, text: &str) {
+        let place = Out(self.address as *mut u8);
+        let Some(room) = self.bytes.checked_sub(1) else { return };
+        for (index, byte) in text.bytes().take(room).chain([0]).enumerate() {
+            let _ = place.set_at(index, byte);
+        }
+    }
+}
+
+/// Makes a program of a text, for a device of this capability, with variables where `place` says.
+pub(super) fn compile(text: &str, capability: (u32, u32), place: &mut Place<'_>) -> Result<Program, (Status, String)> {
+    let program = crate::program::load(text, place).map_err(|error| {
+        let newer = error.message.contains("is newer than");
+        (if newer { Status::UNSUPPORTED_PTX_VERSION } else { Status::INVALID_PTX }, error.to_string())
+    })?;
+    fits(&program.target, capability).map_err(|message| (Status::INVALID_PTX, message))?;
+    Ok(program)
+}
+
 fn load(state: &mut State, text: &str) -> Result<Handle, (Status, String)> {
     let State { memory, options, .. } = state;
     let room = options.memory;
-    let program = crate::program::load(text, &mut |variable| {
+    let program = compile(text, options.capability, &mut |variable| {
         if memory.used().saturating_add(variable.bytes) > room {
             return None;
         }
@@ -25,14 +69,7 @@ fn load(state: &mut State, text: &str) -> Result<Handle, (Status, String)> {
         region.write(region.address, &vec![0; variable.bytes as usize]);
         region.write(region.address, &variable.initial);
         Some(region.address)
-    });
-    let program = program.map_err(|error| {
-        let newer = error.message.contains("is newer than");
-        (if newer { Status::UNSUPPORTED_PTX_VERSION } else { Status::INVALID_PTX }, error.to_string())
     })?;
-    if let Err(message) = fits(&program.target, options.capability) {
-        return Err((Status::INVALID_PTX, message));
-    }
     let handle = state.handle();
     state.modules.insert(handle, program);
     Ok(handle)
@@ -51,10 +88,11 @@ fn fits(target: &str, (major, minor): (u32, u32)) -> Result<(), String> {
     Ok(())
 }
 
-fn load_image(module: Out<u64>, image: Text, log: &mut dyn FnMut(&str)) -> Outcome {
+fn load_image(module: Out<u64>, image: Text, log: LogBuffer) -> Outcome {
     if image.0.is_null() {
         return Err(Status::INVALID_VALUE);
     }
+    let image = unwrapped(image).unwrap_or(image);
     // A cubin, and the two kinds of fat binaries.
     if image.begins_with(b"\x7fELF") || image.begins_with(b"\x50\xed\x55\xba") || image.begins_with(b"\xb1\x43\x62\x46")
     {
@@ -68,34 +106,18 @@ fn load_image(module: Out<u64>, image: Text, log: &mut dyn FnMut(&str)) -> Outco
         Ok(handle) => module.set(handle),
         Err((status, message)) => {
             driver().complain(&message);
-            log(&message);
+            log.write(&message);
             Err(status)
         }
     }
 }
 
 export! {
-    fn cuModuleLoadData(module: Out<u64>, image: Text) { load_image(module, image, &mut |_| {}) }
+    fn cuModuleLoadData(module: Out<u64>, image: Text) { load_image(module, image, LogBuffer::default()) }
 
     fn cuModuleLoadDataEx(module: Out<u64>, image: Text, count: u32, options: In<u32>, values: In<usize>) {
-        let mut buffer = (0, 0);
-        for index in 0..count as usize {
-            match options.at(index)? {
-                ERROR_BUFFER => buffer.0 = values.at(index)?,
-                ERROR_BUFFER_BYTES => buffer.1 = values.at(index)?,
-                _ => {}
-            }
-        }
-        load_image(module, image, &mut |message| {
-            let place = Out(buffer.0 as *mut u8);
-            let bytes = message.as_bytes();
-            let length = bytes.len().min((buffer.1 as u32 as usize).saturating_sub(1));
-            if buffer.1 > 0 {
-                for (index, byte) in bytes[..length].iter().chain(&[0]).enumerate() {
-                    let _ = place.set_at(index, *byte);
-                }
-            }
-        })
+        let log = LogBuffer::of(count, &options, &values)?;
+        load_image(module, image, log)
     }
 
     fn cuModuleLoad(module: Out<u64>, path: Text) {
@@ -104,7 +126,7 @@ export! {
             return Err(Status::NO_BINARY_FOR_GPU);
         }
         let text = CString::new(bytes).map_err(|_| Status::INVALID_PTX)?;
-        load_image(module, Text(text.as_ptr()), &mut |_| {})
+        load_image(module, Text(text.as_ptr()), LogBuffer::default())
     }
 
     fn cuModuleUnload(module: Handle) {
