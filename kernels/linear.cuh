@@ -113,8 +113,8 @@ struct Plain {
 // The policy of template kernels: generated code brings inputs and takes results.
 struct Slots {
     static __device__ __forceinline__ void rows(uint32_t row0, uint32_t live, uint32_t scratch) {
+        // Every step begins with a barrier, so the inputs' slot sees what this one wrote.
         slot_rows(row0, live, scratch);
-        __syncthreads();
     }
 
     template <typename Element>

@@ -98,6 +98,8 @@ struct TensorProduct {
                              : "memory");
             }
         }
+        // Lanes whose lines or chunks are absent have gone another way, and `compute` needs whole warps.
+        __syncwarp();
     }
 
     static __device__ __forceinline__ void compute(float (&sums)[ROWS / 8][4], uint32_t address) {
