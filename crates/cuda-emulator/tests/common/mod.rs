@@ -76,7 +76,7 @@ impl Bench {
     }
 
     pub fn launch(&mut self, name: &str, shape: Shape, arguments: &[Argument]) -> Result<Counts, Box<Report>> {
-        let kernel = Arc::clone(self.kernels.iter().find(|kernel| kernel.name == name).expect("no such kernel"));
+        let kernel = self.kernel(name);
         assert_eq!(kernel.parameters.len(), arguments.len(), "arguments of {name}");
         let mut parameters = vec![0; kernel.parameter_bytes];
         for (place, argument) in kernel.parameters.iter().zip(arguments) {
@@ -88,6 +88,30 @@ impl Bench {
             assert_eq!(bytes.len(), place.bytes);
             parameters[place.offset..place.offset + place.bytes].copy_from_slice(&bytes);
         }
+        let pointers = arguments.iter().filter_map(|argument| match argument {
+            Argument::Pointer(address) => self.memory.find(*address, 1),
+            _ => None,
+        });
+        let regions: Vec<Arc<Region>> = if self.witness.is_some() { pointers.collect() } else { Vec::new() };
+        let before: Vec<Vec<u8>> = regions.iter().map(|region| bytes(region)).collect();
+        let counts = self.launch_laid_out(name, shape, parameters)?;
+        if let Some(witness) = &mut self.witness {
+            let after = regions.iter().map(|region| bytes(region));
+            let seen: Vec<[Vec<u8>; 2]> =
+                before.into_iter().zip(after).map(|(before, after)| [before, after]).collect();
+            witness(name, shape, arguments, &seen);
+        }
+        Ok(counts)
+    }
+
+    fn kernel(&self, name: &str) -> Arc<Kernel> {
+        Arc::clone(self.kernels.iter().find(|kernel| kernel.name == name).expect("no such kernel"))
+    }
+
+    /// A launch whose parameters are bytes at the places where the kernel has them.
+    pub fn launch_laid_out(&mut self, name: &str, shape: Shape, parameters: Vec<u8>) -> Result<Counts, Box<Report>> {
+        let kernel = self.kernel(name);
+        assert_eq!(kernel.parameter_bytes, parameters.len(), "bytes of parameters of {name}");
         let launch = Launch {
             kernel,
             grid: shape.grid,
@@ -100,20 +124,7 @@ impl Bench {
             check_uninitialized: true,
             host_threads: 2,
         };
-        let pointers = arguments.iter().filter_map(|argument| match argument {
-            Argument::Pointer(address) => self.memory.find(*address, 1),
-            _ => None,
-        });
-        let regions: Vec<Arc<Region>> = if self.witness.is_some() { pointers.collect() } else { Vec::new() };
-        let before: Vec<Vec<u8>> = regions.iter().map(|region| bytes(region)).collect();
-        let counts = run(&launch, &self.memory.view())?;
-        if let Some(witness) = &mut self.witness {
-            let after = regions.iter().map(|region| bytes(region));
-            let seen: Vec<[Vec<u8>; 2]> =
-                before.into_iter().zip(after).map(|(before, after)| [before, after]).collect();
-            witness(name, shape, arguments, &seen);
-        }
-        Ok(counts)
+        run(&launch, &self.memory.view())
     }
 }
 
