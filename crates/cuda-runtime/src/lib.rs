@@ -27,7 +27,9 @@ pub mod device;
 pub mod lower;
 pub mod program;
 pub mod driver;
+pub mod jit;
 pub mod target;
+pub mod upload;
 
 pub use bundle::{Bundle, BundleError};
 pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecorder, CudaRecording, facts};

@@ -18,6 +18,8 @@ pub fn facts() -> Result<DeviceFacts, DeviceError> {
         attention_graph_support: AttentionGraphSupport::Always,
         parallelism: info.multiprocessors as usize,
         available_memory: info.memory_free,
+        dedicated_memory: true,
+        kernel_cache: None,
         autotune: false,
         persistent_decode: false,
         repack_weights: false,

@@ -7,8 +7,8 @@ use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{DType, Definition, Dim, Graph, Input, KvCacheType, Sizes, StepInputs, TensorType, ValueId, ValueType};
 use allotrope_runtime::device::{CacheLayout, DeviceError};
 
-use super::{ALIGNMENT, internal, within};
-use crate::driver::{Buffer, Context, Keep, PinnedBuffer, Stream};
+use super::{ALIGNMENT, Keep, internal, within};
+use crate::driver::{Buffer, Context, PinnedBuffer, Stream};
 
 /// Bytes of the live sizes, in front of the inputs.
 const SIZES_BYTES: usize = 16;

@@ -11,6 +11,7 @@ pub use facts::facts;
 pub use kernel::CudaKernel;
 pub use recorder::{CudaRecorder, CudaRecording};
 
+use std::any::Any;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use allotrope_runtime::device::{CacheLayout, Device, DeviceError};
 use crate::driver::{Context, DeviceInfo, PinnedBuffer, Stream};
 use crate::lower;
 use crate::program::Features;
-use crate::{CudaTarget, driver};
+use crate::CudaTarget;
 use compile::Compiler;
 use kernel::Ready;
 use memory::Memory;
@@ -29,6 +30,9 @@ use weights::Weights;
 
 /// The device's name.
 const DEVICE: &str = "cuda";
+
+/// Something that a recording keeps alive.
+type Keep = Arc<dyn Any + Send + Sync>;
 
 /// The alignment of buffers in the arena, in bytes: a line of the L2 cache.
 const ALIGNMENT: usize = 256;
@@ -184,7 +188,7 @@ impl Device for CudaDevice {
     fn recorder(&self) -> Result<CudaRecorder, DeviceError> {
         let memory = self.memory()?;
         let mut keep = memory.buffers();
-        keep.extend(self.weights.iter().map(|weights| Arc::clone(weights) as driver::Keep));
+        keep.extend(self.weights.iter().map(|weights| Arc::clone(weights) as Keep));
         Ok(CudaRecorder {
             stream: self.context().stream()?,
             keep,
@@ -216,7 +220,7 @@ impl Device for CudaDevice {
             // Room for the largest batch, unless that is out of all proportion to this one.
             self.output = Some(self.stream.context().allocate_pinned(most.min(bytes.next_power_of_two()))?);
         }
-        let output = self.output.as_ref().ok_or_else(|| internal("there is no memory to read an output into"))?;
+        let output = self.output.as_mut().ok_or_else(|| internal("there is no memory to read an output into"))?;
         self.stream.copy_to_host(output, 0, memory.arena(), place)?;
         self.stream.synchronize()?;
         Ok(output.as_slice::<f32>()?.get(..bytes / 4).unwrap_or_default())

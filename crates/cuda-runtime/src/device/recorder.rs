@@ -3,8 +3,8 @@
 use allotrope_graph::Sizes;
 use allotrope_runtime::device::{DeviceError, Recorder};
 
-use super::{CudaKernel, Identity, internal, within};
-use crate::driver::{DriverError, Graph, GraphExec, Keep, Stream};
+use super::{CudaKernel, Identity, Keep, internal, within};
+use crate::driver::{DriverError, Graph, GraphExec, Stream};
 
 /// Captures kernels, on a stream of its own: other work of the device goes on meanwhile.
 pub struct CudaRecorder {

@@ -41,7 +41,7 @@ impl Weights {
         let buffer = context.allocate(bytes)?;
         let pieces: Vec<Piece<'_>> = tensors
             .iter()
-            .map(|(_, offset, data)| Piece { bytes: data.bytes, address: buffer.address() + *offset as u64 })
+            .map(|(_, offset, data)| Piece { bytes: data.bytes, to: &buffer, offset: *offset })
             .collect();
         Uploader::new(context)?.upload(&pieces)?;
         drop(pieces);
