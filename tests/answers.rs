@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use allotrope_engine::{FinishReason, Llm, Message, OptimizationLevel, Prompt, SamplingParams};
-use allotrope_tests::{checkpoint, here};
+use allotrope_engine::{FinishReason, Message, OptimizationLevel, Prompt, SamplingParams};
+use allotrope_tests::{checkpoint, here, on_the_cpu};
 use serde_json::Value;
 
 struct Question {
@@ -29,7 +29,7 @@ fn chat(question: &Question) -> Prompt {
 
 fn check(model: &str, level: OptimizationLevel) {
     let questions = questions();
-    let mut llm = Llm::builder(checkpoint(model)).optimization_level(level).build().unwrap();
+    let mut llm = on_the_cpu(checkpoint(model)).optimization_level(level).build().unwrap();
     let prompts: Vec<Prompt> = questions.iter().map(chat).collect();
     let params = SamplingParams { max_tokens: Some(64), ..SamplingParams::greedy() };
     let answers = llm.generate(&prompts, &params).unwrap();

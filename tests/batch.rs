@@ -4,11 +4,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use allotrope_cpu_runtime::{CpuDevice, Isa};
-use allotrope_engine::{Llm, OptimizationLevel};
+use allotrope_engine::OptimizationLevel;
 use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::{Sizes, StepInputs};
 use allotrope_model::Checkpoint;
 use allotrope_runtime::{CacheLayout, Executor, ExecutorOptions, StartupLedger};
+
+use crate::on_the_cpu;
 
 /// Tokens in a KV block.
 const BLOCK_SIZE: usize = 16;
@@ -33,7 +35,7 @@ impl BatchRunner {
         threads: usize,
         isa: Isa,
     ) -> Self {
-        let plan = Llm::builder(folder).optimization_level(level).plan().expect("a plan");
+        let plan = on_the_cpu(folder).optimization_level(level).plan().expect("a plan");
         let settings = plan.settings();
         let checkpoint = Checkpoint::open(folder).expect("a checkpoint");
         let options = ExecutorOptions {
@@ -42,6 +44,7 @@ impl BatchRunner {
             vocabulary: checkpoint.config().vocab_size,
             repack_weights: *settings.kernel.repack_weights,
             graph_mode: *settings.compilation.cudagraph_mode,
+            explicit_graph_mode: true,
             capture: *settings.compilation.cudagraph_capture,
             capture_sizes: vec![1, sequences, tokens],
             splitting_ops: SplittingOps::default(),

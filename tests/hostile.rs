@@ -5,8 +5,8 @@
 use std::fs;
 use std::path::Path;
 
-use allotrope_engine::{EngineError, Llm, LlmBuilder, Message, Prompt, SamplingParams};
-use allotrope_tests::checkpoint;
+use allotrope_engine::{EngineError, LlmBuilder, Message, Prompt, SamplingParams};
+use allotrope_tests::{checkpoint, on_the_cpu};
 use serde_json::{Value, json};
 
 /// The error of loading a copy of a checkpoint after `damage` was done to it.
@@ -17,7 +17,7 @@ fn error_after(name: &str, damage: impl FnOnce(&Path)) -> String {
         fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
     }
     damage(copy.path());
-    match Llm::builder(copy.path()).build() {
+    match on_the_cpu(copy.path()).build() {
         Ok(_) => panic!("a damaged {name} was loaded"),
         Err(error) => error.to_string(),
     }
@@ -63,7 +63,7 @@ fn assert_names(error: &str, words: &[&str]) {
 
 #[test]
 fn a_missing_folder_is_named() {
-    let error = Llm::builder("no/such/folder").build().err().unwrap().to_string();
+    let error = on_the_cpu("no/such/folder").build().err().unwrap().to_string();
     assert_names(&error, &["no/such/folder"]);
 }
 
@@ -184,7 +184,7 @@ fn a_broken_chat_template_hurts_only_conversations() {
     }
     let broken = json!({"chat_template": "{% for message in messages %}{{ message.content "});
     fs::write(copy.path().join("tokenizer_config.json"), broken.to_string()).unwrap();
-    let mut llm = Llm::builder(copy.path()).build().unwrap();
+    let mut llm = on_the_cpu(copy.path()).build().unwrap();
     let params = SamplingParams { max_tokens: Some(4), ..SamplingParams::greedy() };
     let chat = Prompt::Chat(vec![Message { role: "user".into(), content: "Hello".into() }]);
     assert_names(&llm.generate(&[chat], &params).unwrap_err().to_string(), &["tokenizer_config.json"]);
@@ -192,7 +192,7 @@ fn a_broken_chat_template_hurts_only_conversations() {
 }
 
 fn small() -> LlmBuilder {
-    Llm::builder(checkpoint("gqa-bf16")).set("model.max_model_len", "32").unwrap()
+    on_the_cpu(checkpoint("gqa-bf16")).set("model.max_model_len", "32").unwrap()
 }
 
 #[test]
@@ -257,7 +257,7 @@ fn settings_that_cannot_be_had_are_named() {
     assert_names(&value, &["fuse_add_norm", "maybe"]);
     let cases = [("kernel.autotune", "true"), ("model.max_model_len", "1000000"), ("cache.kv_cache_memory", "64")];
     for (path, value) in cases {
-        let error = Llm::builder(checkpoint("gqa-bf16")).set(path, value).unwrap().build().err();
+        let error = on_the_cpu(checkpoint("gqa-bf16")).set(path, value).unwrap().build().err();
         assert_names(&error.unwrap_or_else(|| panic!("{path}={value} was accepted")).to_string(), &[path]);
     }
 }

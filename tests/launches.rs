@@ -6,16 +6,16 @@ use std::collections::BTreeSet;
 
 use allotrope_cpu_runtime::CpuTarget;
 use allotrope_cuda_runtime::CudaTarget;
-use allotrope_engine::{Llm, LlmBuilder, OptimizationLevel, Plan, Prompt, SamplingParams, Statistics};
+use allotrope_engine::{LlmBuilder, OptimizationLevel, Plan, Prompt, SamplingParams, Statistics};
 use allotrope_graph::Target;
 use allotrope_graph::passes::{Fuel, PIPELINE, run_passes};
 use allotrope_graph::text::launches_of_layer;
-use allotrope_tests::checkpoint;
+use allotrope_tests::{checkpoint, on_the_cpu};
 
 const PASS_CONFIG: &str = "compilation.pass_config";
 
 fn builder(name: &str, level: OptimizationLevel) -> LlmBuilder {
-    Llm::builder(checkpoint(name)).optimization_level(level)
+    on_the_cpu(checkpoint(name)).optimization_level(level)
 }
 
 fn plan(name: &str, level: OptimizationLevel) -> Plan {

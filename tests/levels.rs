@@ -3,14 +3,14 @@
 #![allow(clippy::unwrap_used)]
 
 use allotrope_cpu_runtime::Isa;
-use allotrope_engine::{Llm, OptimizationLevel, TokenLogits};
-use allotrope_tests::{BatchRunner, Reference, assert_same_bits, checkpoint};
+use allotrope_engine::{OptimizationLevel, TokenLogits};
+use allotrope_tests::{BatchRunner, Reference, assert_same_bits, checkpoint, on_the_cpu};
 
 const NEW_TOKENS: usize = 8;
 
 /// What each prompt gives alone.
 fn alone(name: &str, level: OptimizationLevel, prompts: &[Vec<u32>]) -> Vec<TokenLogits> {
-    let mut llm = Llm::builder(checkpoint(name)).optimization_level(level).build().unwrap();
+    let mut llm = on_the_cpu(checkpoint(name)).optimization_level(level).build().unwrap();
     prompts.iter().map(|prompt| llm.logits(prompt, NEW_TOKENS).unwrap()).collect()
 }
 

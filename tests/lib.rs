@@ -14,7 +14,14 @@ use std::path::PathBuf;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
+use allotrope_engine::{Llm, LlmBuilder};
 pub use batch::BatchRunner;
+
+/// A builder that loads the checkpoint of a folder on the CPU, whatever else this machine has.
+#[must_use]
+pub fn on_the_cpu(folder: impl Into<PathBuf>) -> LlmBuilder {
+    Llm::builder(folder).set("device", "cpu").expect("there is a CPU")
+}
 
 /// Calls the macro `$tests` with every checkpoint whose numbers are known: `test_name: "checkpoint",` each.
 #[macro_export]

@@ -5,11 +5,11 @@
 #![allow(clippy::unwrap_used)]
 
 use allotrope_cpu_runtime::Isa;
-use allotrope_engine::{Llm, OptimizationLevel};
+use allotrope_engine::OptimizationLevel;
 use allotrope_graph::evaluate::{ReferenceCache, evaluate};
 use allotrope_graph::{Definition, KvCacheType, StepInputs};
 use allotrope_model::Checkpoint;
-use allotrope_tests::{BatchRunner, Reference, assert_close, checkpoint};
+use allotrope_tests::{BatchRunner, Reference, assert_close, checkpoint, on_the_cpu};
 
 /// How many times the largest error that transformers shows in the stored type is allowed: other orders of summation flip
 /// other roundings, and the largest of many errors varies.
@@ -21,7 +21,7 @@ const ROOT_MEAN_SQUARE: f64 = 2.0;
 /// The engine's logits at every position of prompt and continuation, and its own continuation.
 fn check_engine(name: &str, level: OptimizationLevel) {
     let reference = Reference::load(name);
-    let mut llm = Llm::builder(checkpoint(name)).optimization_level(level).build().unwrap();
+    let mut llm = on_the_cpu(checkpoint(name)).optimization_level(level).build().unwrap();
     for (index, prompt) in reference.prompts.iter().enumerate() {
         let context = format!("{name} at {level}, prompt {index}");
         let forced = llm.logits(&prompt.forced(), 0).unwrap();

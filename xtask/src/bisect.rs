@@ -158,6 +158,7 @@ impl Bisection {
     fn new(options: &Options) -> Result<Self, TaskError> {
         let failed = |error: &dyn std::fmt::Display| TaskError::Message(error.to_string());
         let builder = Llm::builder(&options.model).optimization_level(options.optimization_level);
+        let builder = builder.set("device", "cpu").map_err(|error| failed(&error))?;
         let plan: Plan = builder.plan().map_err(|error| failed(&error))?;
         let config = &plan.settings().compilation.pass_config;
         let mut pipeline: Vec<Pass> = match options.optimization_level {

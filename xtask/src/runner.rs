@@ -34,6 +34,7 @@ pub(crate) fn executor(
         vocabulary: checkpoint.config().vocab_size,
         repack_weights,
         graph_mode,
+        explicit_graph_mode: true,
         capture: GraphCapture::Startup,
         capture_sizes: if graph_mode == GraphMode::None { Vec::new() } else { vec![1] },
         splitting_ops: SplittingOps::default(),

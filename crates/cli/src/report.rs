@@ -26,7 +26,7 @@ fn text_of(llm: &Llm) -> String {
         let speed = rate(tokens, time).map_or_else(String::new, |rate| format!(", {rate:.1} tokens/s"));
         format!("{name:<9}{tokens} tokens in {:.1} ms{speed}", time.as_secs_f64() * 1e3)
     };
-    let mut text = format!("\nstartup\n{}\n", llm.startup());
+    let mut text = format!("\nstartup\n{}\ndevice   {}\n", llm.startup(), llm.device_name());
     text.push_str(&line("prefill", throughput.prefill_tokens, throughput.prefill_time));
     text.push('\n');
     if throughput.decode_tokens > 0 {
@@ -53,6 +53,7 @@ fn json_of(llm: &Llm) -> Value {
         .map(|((mode, reason), steps)| json!({ "mode": mode, "reason": reason, "steps": steps }))
         .collect();
     json!({
+        "device": llm.device_name(),
         "optimization_level": llm.settings().optimization_level.to_string(),
         "startup": {
             "phases": phases,
@@ -65,7 +66,9 @@ fn json_of(llm: &Llm) -> Value {
         "submissions_per_decode_step": throughput.submissions_per_decode_step,
         "preemptions": throughput.preemptions,
         "recordings": statistics.recordings,
+        "failed_captures": statistics.failed_captures,
         "late_captures": statistics.late_captures,
+        "capture_memory_bytes": statistics.capture_memory,
         "dispatch": dispatch,
         "arena_bytes": statistics.arena_bytes,
         "weight_bytes_per_step": statistics.weight_bytes_per_step,

@@ -1,5 +1,5 @@
-//! The dump of a plan: the graph before and after every pass, the launches, the memory plan, the capture plan and the
-//! settings, as files for people to read and compare.
+//! The dump of a plan: the graph before and after every pass, the launches, the memory plan, the capture plan, the
+//! settings and the recordings, as files for people to read and compare.
 //!
 //! The same input gives the same bytes, so that two dumps can be compared file by file. Times would make every dump another:
 //! they are in `explain` and in the log.
@@ -25,6 +25,9 @@ const DUMP_SETTING: &str = "compilation.debug_dump_path";
 /// The file that lists all others.
 const INDEX: &str = "index.md";
 
+/// The folder of the recordings within a dump.
+const RECORDINGS: &str = "recordings";
+
 /// The name of the last graph of a dump.
 const AS_RUN: &str = "as-run";
 
@@ -41,10 +44,52 @@ struct File {
 /// If a file can't be written.
 pub(crate) fn write(plan: &Plan, folder: &Path) -> Result<(), EngineError> {
     write_files(folder, &files(plan)?)?;
+    // Of an earlier run, perhaps of another model.
+    write_recordings(&[], folder)?;
     for report in plan.passes().iter().filter(|report| report.enabled) {
         tracing::info!(pass = report.name, matches = report.matches, time = ?report.time, "dumped");
     }
     Ok(())
+}
+
+/// Writes recordings, by name, beside the dump of the plan. Those of an earlier run that are not among them are removed.
+///
+/// # Errors
+/// If a file can't be written.
+pub(crate) fn write_recordings(recordings: &[(String, String)], folder: &Path) -> Result<(), EngineError> {
+    let folder = folder.join(RECORDINGS);
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error| EngineError::Dump { path, error }
+    };
+    if !recordings.is_empty() {
+        fs::create_dir_all(&folder).map_err(failed(&folder))?;
+    }
+    let files = recordings.iter().map(|(name, text)| File { name: format!("{name}.dot"), text: text.clone() });
+    let files: Vec<File> = files.collect();
+    for entry in fs::read_dir(&folder).into_iter().flatten() {
+        let path = entry.map_err(failed(&folder))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if is_recording(&name) && !files.iter().any(|file| file.name == *name) {
+            fs::remove_file(&path).map_err(failed(&path))?;
+        }
+    }
+    if files.is_empty() {
+        // An empty folder is no part of a dump; one that holds something else stays.
+        let _ = fs::remove_dir(&folder);
+    }
+    files.iter().try_for_each(|file| write_file(&folder, file))
+}
+
+/// Whether a file is named like a recording: `step-8.dot`, `body-64.dot`, `piece-3-16.dot`.
+fn is_recording(name: &str) -> bool {
+    let Some(name) = name.strip_suffix(".dot") else { return false };
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    match name.split('-').collect::<Vec<_>>()[..] {
+        ["step" | "body", size] => number(size),
+        ["piece", piece, size] => number(piece) && number(size),
+        _ => false,
+    }
 }
 
 /// Writes the graphs alone: of a pipeline that did not come to its end.
@@ -69,18 +114,19 @@ fn write_files(folder: &Path, files: &[File]) -> Result<(), EngineError> {
             fs::remove_file(&path).map_err(failed(&path))?;
         }
     }
-    for File { name, text } in files {
-        let path = folder.join(name);
-        // Written beside its place and moved there, it is there whole or not at all.
-        let partial = folder.join(format!(".{name}.{}.partial", std::process::id()));
-        let written = fs::File::create_new(&partial).and_then(|mut file| file.write_all(text.as_bytes()));
-        let moved = written.and_then(|()| fs::rename(&partial, &path));
-        if let Err(error) = moved {
-            let _ = fs::remove_file(&partial);
-            return Err(EngineError::Dump { path, error });
-        }
-    }
-    Ok(())
+    files.iter().try_for_each(|file| write_file(folder, file))
+}
+
+fn write_file(folder: &Path, File { name, text }: &File) -> Result<(), EngineError> {
+    let path = folder.join(name);
+    // Written beside its place and moved there, it is there whole or not at all.
+    let partial = folder.join(format!(".{name}.{}.partial", std::process::id()));
+    let written = fs::File::create_new(&partial).and_then(|mut file| file.write_all(text.as_bytes()));
+    let moved = written.and_then(|()| fs::rename(&partial, &path));
+    moved.map_err(|error| {
+        let _ = fs::remove_file(&partial);
+        EngineError::Dump { path, error }
+    })
 }
 
 /// The name of the file with the graph after so many passes; one after the last has the launches in the order in which they
@@ -151,6 +197,7 @@ fn index(plan: &Plan, stages: &[(PassReport, Graph)]) -> Result<String, EngineEr
          - [launches.txt](launches.txt): what the device runs for each launch\n\
          - [memory.txt](memory.txt): where values between launches are kept: {} bytes, of which at most {} are alive at once, with {} results in place\n\
          - [captures.txt](captures.txt): which parts of a step are recorded, at which sizes\n\
+         - `recordings/`: each recording as a Graphviz graph, where the model was loaded and recorded at startup\n\
          - [settings.json](settings.json): every setting with its source and reason\n\n\
          The same input gives the same bytes; how long each pass took is in `allotrope explain`.",
         memory.bytes,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use allotrope_config::SettingsError;
+use allotrope_config::{DeviceChoice, SettingsError};
 use allotrope_graph::memory::MemoryPlanError;
 use allotrope_graph::partition::UnknownOp;
 use allotrope_graph::verify::VerifyError;
@@ -23,6 +23,18 @@ pub enum EngineError {
     /// A sampling parameter is out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// The device that was asked for can't be used.
+    #[error(
+        "{origin}: `device` cannot be {device}: {error}; write --device cpu, or --device auto for a GPU where there is one"
+    )]
+    NoDevice {
+        /// Which device.
+        device: DeviceChoice,
+        /// Where it was asked for.
+        origin: String,
+        /// What is missing and what to do.
+        error: DeviceError,
+    },
     /// The device could not be opened.
     #[error(transparent)]
     Device(#[from] DeviceError),

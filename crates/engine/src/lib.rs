@@ -12,6 +12,7 @@
 
 mod answer;
 mod block_pool;
+mod device;
 mod dump;
 mod engine_core;
 mod error;

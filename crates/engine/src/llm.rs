@@ -6,12 +6,13 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use allotrope_config::{OptimizationLevel, Options, Settings, Source};
-use allotrope_cpu_runtime::CpuDevice;
 use allotrope_graph::history::PassReport;
 use allotrope_model::{ChatTemplate, Checkpoint, ModelError, Tokenizer};
 use allotrope_runtime::{DispatchCounts, Executor, StartupLedger, StartupReport};
 
 use crate::answer::Answer;
+use crate::device::AnyDevice;
+use crate::dump;
 use crate::engine_core::{EngineCore, Throughput};
 use crate::error::EngineError;
 use crate::plan::{Plan, executor_options, weight_bytes_per_step};
@@ -67,7 +68,7 @@ impl LlmBuilder {
     }
 
     /// Loads the model. When this returns, nothing is left to compile, load or capture, unless
-    /// `compilation.cudagraph_capture` is lazy.
+    /// `compilation.cudagraph_capture` says that recordings are made later.
     ///
     /// # Errors
     /// If the checkpoint is missing, broken or not supported, a setting can't be had, or memory does not suffice.
@@ -82,6 +83,9 @@ impl LlmBuilder {
         let weight_bytes = weight_bytes_per_step(&parts.graph);
         let checkpoint = Arc::new(parts.checkpoint);
         let executor = Executor::build(parts.device, parts.graph, checkpoint.clone(), options, &mut ledger)?;
+        if let Some(folder) = &*parts.settings.compilation.debug_dump_path {
+            ledger.phase("write dump", || dump::write_recordings(&executor.recordings_text(), folder))?;
+        }
         let core = EngineCore::new(executor);
         let (tokenizer, template) = ledger.phase("wait for tokenizer", || join(tokenizer, &folder))?;
         tokenizer.check_vocabulary(checkpoint.config())?;
@@ -91,6 +95,7 @@ impl LlmBuilder {
             tokenizer,
             template,
             settings: parts.settings,
+            device_name: parts.device_name,
             weight_bytes,
             startup: ledger.finish(),
         })
@@ -125,12 +130,13 @@ fn join(thread: JoinHandle<Result<TextParts, ModelError>>, folder: &Path) -> Res
 /// # Ok::<(), allotrope_engine::EngineError>(())
 /// ```
 pub struct Llm {
-    core: EngineCore<CpuDevice>,
+    core: EngineCore<AnyDevice>,
     checkpoint: Arc<Checkpoint>,
     tokenizer: Tokenizer,
     /// Kept as it was found: a broken template hurts only those who use it.
     template: Result<ChatTemplate, ModelError>,
     settings: Settings,
+    device_name: String,
     weight_bytes: u64,
     startup: StartupReport,
 }
@@ -294,6 +300,11 @@ impl Llm {
         &self.settings
     }
 
+    /// The name of the device that runs it.
+    pub fn device_name(&self) -> &str {
+        &self.device_name
+    }
+
     /// What every pass did.
     pub fn passes(&self) -> &[PassReport] {
         self.core.executor().graph().history()
@@ -310,7 +321,9 @@ impl Llm {
         Statistics {
             throughput: self.core.throughput(),
             recordings: executor.recordings(),
+            failed_captures: executor.failed_captures(),
             late_captures: executor.late_captures(),
+            capture_memory: executor.capture_memory(),
             dispatch: executor.dispatch_counts().clone(),
             arena_bytes: executor.memory().bytes,
             weight_bytes_per_step: self.weight_bytes,
@@ -326,8 +339,12 @@ pub struct Statistics {
     pub throughput: Throughput,
     /// Recordings that exist.
     pub recordings: usize,
+    /// Recordings that could not be made, and that steps run without.
+    pub failed_captures: usize,
     /// Recordings made after the model was ready.
     pub late_captures: u64,
+    /// Bytes of the device's memory that recordings took; `None` for a device without memory of its own.
+    pub capture_memory: Option<u64>,
     /// How steps ran, with reasons.
     pub dispatch: DispatchCounts,
     /// Bytes of the arena that activations share.

@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use allotrope_config::{CompilationMode, ModelFacts, OptimizationLevel, Options, PassLine, Settings, resolve};
-use allotrope_cpu_runtime::{CpuDevice, Isa};
+use allotrope_config::{CompilationMode, ModelFacts, OptimizationLevel, Options, PassLine, Settings};
 use allotrope_graph::facts;
 use allotrope_graph::history::PassReport;
 use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
@@ -15,6 +14,7 @@ use allotrope_graph::{Definition, Graph, OpKind, Sizes};
 use allotrope_model::Checkpoint;
 use allotrope_runtime::{CacheLayout, Device, ExecutorOptions, StartupLedger};
 
+use crate::device::{AnyDevice, Opened, open};
 use crate::dump;
 use crate::error::EngineError;
 
@@ -26,7 +26,8 @@ pub struct Plan {
     graph: Graph,
     schedule: Option<ScheduleReport>,
     splitting_ops: SplittingOps,
-    device: CpuDevice,
+    device: AnyDevice,
+    device_name: String,
 }
 
 /// The parts of a plan that a run keeps.
@@ -34,20 +35,19 @@ pub(crate) struct PlanParts {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) settings: Settings,
     pub(crate) graph: Graph,
-    pub(crate) device: CpuDevice,
+    pub(crate) device: AnyDevice,
+    pub(crate) device_name: String,
 }
 
 impl Plan {
-    /// Opens the checkpoint, resolves `options` for it and for this machine, runs the passes, and dumps what they did if
+    /// Opens the checkpoint and the device, resolves `options` for both, runs the passes, and dumps what they did if
     /// that is asked for.
     pub(crate) fn new(folder: &Path, options: &Options, ledger: &mut StartupLedger) -> Result<Self, EngineError> {
         let checkpoint = ledger.phase("open checkpoint", || Checkpoint::open(folder))?;
         let as_built = ledger.phase("build graph", || checkpoint.graph())?;
-        let settings = ledger.phase("resolve settings", || {
-            resolve(options, &model_facts(&checkpoint, &as_built), &allotrope_cpu_runtime::facts())
-        })?;
+        let model = ledger.phase("resolve settings", || model_facts(&checkpoint, &as_built));
+        let Opened { device, settings, name: device_name } = open(options, &model, ledger)?;
         let splitting_ops = splitting_ops(&settings)?;
-        let device = ledger.phase("open device", || CpuDevice::new(*settings.cpu.threads, Isa::detect()))?;
         let compiled = ledger.phase("run passes", || {
             let mut graph = as_built.clone();
             compile(&mut graph, &settings, &device, &mut |_, _| {})?;
@@ -66,7 +66,7 @@ impl Plan {
                 return Err(error.into());
             }
         };
-        let plan = Plan { checkpoint, settings, as_built, graph, schedule, splitting_ops, device };
+        let plan = Plan { checkpoint, settings, as_built, graph, schedule, splitting_ops, device, device_name };
         if let Some(folder) = dump_path {
             ledger.phase("write dump", || dump::write(&plan, &folder))?;
         }
@@ -186,6 +186,11 @@ impl Plan {
         &self.checkpoint
     }
 
+    /// The name of the device that would run it.
+    pub fn device_name(&self) -> &str {
+        &self.device_name
+    }
+
     /// The level that the settings were resolved at.
     pub fn level(&self) -> OptimizationLevel {
         *self.settings.optimization_level
@@ -197,8 +202,8 @@ impl Plan {
     }
 
     pub(crate) fn into_parts(self) -> PlanParts {
-        let Plan { checkpoint, settings, graph, device, .. } = self;
-        PlanParts { checkpoint, settings, graph, device }
+        let Plan { checkpoint, settings, graph, device, device_name, .. } = self;
+        PlanParts { checkpoint, settings, graph, device, device_name }
     }
 }
 
@@ -210,7 +215,7 @@ fn is_compiled(settings: &Settings) -> bool {
 fn compile(
     graph: &mut Graph,
     settings: &Settings,
-    device: &CpuDevice,
+    device: &AnyDevice,
     observe: &mut dyn FnMut(&PassReport, &Graph),
 ) -> Result<(), VerifyError> {
     let fuel = settings.compilation.fuel.map_or(Fuel::UNLIMITED, Fuel::limited);
@@ -219,7 +224,7 @@ fn compile(
 }
 
 /// The graph after each pass, down to the first that the verifier does not accept.
-fn compiled_as_far_as_it_goes(as_built: &Graph, settings: &Settings, device: &CpuDevice) -> Vec<(PassReport, Graph)> {
+fn compiled_as_far_as_it_goes(as_built: &Graph, settings: &Settings, device: &AnyDevice) -> Vec<(PassReport, Graph)> {
     let mut stages = Vec::with_capacity(PIPELINE.len());
     let mut graph = as_built.clone();
     // The error is the caller's to report; the last of the stages shows it.
@@ -246,6 +251,7 @@ fn model_facts(checkpoint: &Checkpoint, graph: &Graph) -> ModelFacts {
         name: checkpoint.folder().display().to_string(),
         context_length: checkpoint.config().max_position_embeddings,
         kv_bytes_per_token: checkpoint.kv_bytes_per_token(),
+        weight_bytes: weight_bytes(graph, |_| true),
         ..ModelFacts::assumed()
     };
     facts::model_facts(graph, of_checkpoint)
@@ -277,6 +283,7 @@ pub(crate) fn executor_options(plan: &Plan) -> Result<ExecutorOptions, EngineErr
         vocabulary: checkpoint.config().vocab_size,
         repack_weights: *settings.kernel.repack_weights,
         graph_mode: *settings.compilation.cudagraph_mode,
+        explicit_graph_mode: settings.compilation.cudagraph_mode.source.is_explicit(),
         capture: *settings.compilation.cudagraph_capture,
         capture_sizes: (*settings.compilation.cudagraph_capture_sizes).clone(),
         splitting_ops: splitting_ops.clone(),
@@ -292,8 +299,13 @@ pub(crate) fn weight_bytes_per_step(graph: &Graph) -> u64 {
         let skipped = if matches!(op.kind, OpKind::Embedding) { op.inputs.len() } else { 0 };
         op.inputs.iter().skip(skipped).for_each(|input| read[input.index()] = true);
     }
-    let values = graph.values().iter().zip(read).filter(|(_, read)| *read);
-    let weights = values.filter(|(value, _)| matches!(value.definition, Definition::Weight(_)));
-    let tensors = weights.filter_map(|(value, _)| value.ty.tensor());
+    weight_bytes(graph, |value| read[value])
+}
+
+/// Bytes of the weights among the values that are wanted, by their places.
+fn weight_bytes(graph: &Graph, wanted: impl Fn(usize) -> bool) -> u64 {
+    let values = graph.values().iter().enumerate().filter(|(value, _)| wanted(*value));
+    let weights = values.filter(|(_, value)| matches!(value.definition, Definition::Weight(_)));
+    let tensors = weights.filter_map(|(_, value)| value.ty.tensor());
     tensors.filter_map(|tensor| tensor.bytes(&Sizes::default())).map(|bytes| bytes as u64).sum()
 }

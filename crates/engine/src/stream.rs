@@ -1,8 +1,7 @@
 //! An answer that is read while it is made.
 
-use allotrope_cpu_runtime::CpuDevice;
-
 use crate::answer::Answer;
+use crate::device::AnyDevice;
 use crate::engine_core::EngineCore;
 use crate::error::EngineError;
 use crate::request::{Completion, Delta};
@@ -10,14 +9,14 @@ use crate::scheduler::SequenceId;
 
 /// An iterator over the parts of one answer. Dropping it stops the answer and frees its memory.
 pub struct CompletionStream<'a> {
-    core: &'a mut EngineCore<CpuDevice>,
+    core: &'a mut EngineCore<AnyDevice>,
     id: SequenceId,
     answer: Option<Answer>,
     failed: bool,
 }
 
 impl<'a> CompletionStream<'a> {
-    pub(crate) fn new(core: &'a mut EngineCore<CpuDevice>, id: SequenceId, answer: Answer) -> Self {
+    pub(crate) fn new(core: &'a mut EngineCore<AnyDevice>, id: SequenceId, answer: Answer) -> Self {
         CompletionStream { core, id, answer: Some(answer), failed: false }
     }
 

@@ -1,13 +1,12 @@
 //! Whether all levels give the same bits: `allotrope logits` at each, and its files compared byte by byte.
 
 use std::fs;
-use std::path::Path;
 
 use allotrope_config::OptimizationLevel;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{process, prompt};
+use super::{Bench, process, prompt};
 use crate::error::TaskError;
 
 /// Lengths of the prompts that are compared, in tokens.
@@ -53,19 +52,15 @@ impl Agreement {
 ///
 /// # Errors
 /// If a run fails.
-pub(super) fn compare(
-    program: &Path,
-    model: &Path,
-    levels: &[OptimizationLevel],
-    vocabulary: u32,
-    folder: &Path,
-) -> Result<Agreement, TaskError> {
+pub(super) fn compare(bench: &Bench<'_>) -> Result<Agreement, TaskError> {
+    let Bench { options, model, program, folder, vocabulary } = *bench;
     let prompts = folder.join("prompts.json");
     let tokens: Vec<Vec<u32>> = PROMPTS.iter().map(|length| prompt(*length, vocabulary)).collect();
     fs::write(&prompts, json!(tokens).to_string()).map_err(TaskError::file(&prompts))?;
     let mut first: Option<(OptimizationLevel, Vec<u8>)> = None;
     let mut agreement = Agreement { reference: String::new(), others: Vec::new(), bytes: 0 };
-    for level in levels {
+    let device = options.device.to_string();
+    for level in &options.levels {
         let out = folder.join("logits.safetensors");
         let (model, prompts, out_name) = (model.to_string_lossy(), prompts.to_string_lossy(), out.to_string_lossy());
         let level_name = level.to_string();
@@ -81,6 +76,8 @@ pub(super) fn compare(
             NEW_TOKENS,
             "--optimization-level",
             &level_name,
+            "--device",
+            &device,
             "--quiet",
         ];
         process::capture(program, &arguments)?;

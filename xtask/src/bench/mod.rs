@@ -16,7 +16,7 @@ pub(crate) mod statistics;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use allotrope_config::OptimizationLevel;
+use allotrope_config::{DeviceChoice, OptimizationLevel};
 use serde_json::{Value, json};
 
 use crate::error::TaskError;
@@ -44,12 +44,15 @@ pub(crate) struct Options {
     /// Levels to compare
     #[arg(long, value_name = "LEVELS", value_delimiter = ',', default_value = "0,1,2,3")]
     levels: Vec<OptimizationLevel>,
+    /// The device to measure: cpu or cuda
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: DeviceChoice,
     /// Measure warm starts alone
     #[arg(long)]
     warm_only: bool,
     /// Measure instead what each pass gains, in a decode step at O2 with the pass and without it, `--runs` times
     /// (run it as `cargo run --release --package xtask -- bench --passes …`: unoptimized, nothing can be measured)
-    #[arg(long, conflicts_with_all = ["levels", "json", "warm_only", "prompt_tokens", "new_tokens"])]
+    #[arg(long, conflicts_with_all = ["levels", "device", "json", "warm_only", "prompt_tokens", "new_tokens"])]
     passes: bool,
     /// Where to write every measurement as JSON [default: bench.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
@@ -82,9 +85,10 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
         checkpoint_bytes: page_cache::checkpoint_bytes(&model)?,
         prompt_tokens: options.prompt_tokens,
         new_tokens: options.new_tokens,
+        device: rows.iter().find_map(|row| Some(row.warm.first()?.device.clone())).unwrap_or_default(),
         machine,
         rows,
-        bits: agreement::compare(&program, &model, &options.levels, vocabulary, folder.path())?,
+        bits: agreement::compare(&bench)?,
     };
     println!("{comparison}");
     let json = options.json.clone().unwrap_or_else(|| target.join("bench.json"));
@@ -137,9 +141,10 @@ impl Bench<'_> {
     fn measure(&self, prompts: &Path, level: OptimizationLevel) -> Result<Sample, TaskError> {
         let (model, prompts) = (self.model.to_string_lossy(), prompts.to_string_lossy());
         let (level, new_tokens) = (level.to_string(), self.options.new_tokens.to_string());
+        let device = self.options.device.to_string();
         let mut arguments = vec!["generate", "--model", &model, "--prompts", &prompts, "--format", "json"];
         arguments.extend(["--optimization-level", &level, "--max-tokens", &new_tokens]);
-        arguments.extend(["--ignore-eos", "--temperature", "0"]);
+        arguments.extend(["--ignore-eos", "--temperature", "0", "--device", &device]);
         Sample::parse(&process::capture(self.program, &arguments)?)
     }
 }

@@ -37,6 +37,7 @@ pub(super) fn run(model: &Path, shown: &str, blocks: u32, machine: &Machine) -> 
     let checkpoint = Arc::new(Checkpoint::open(model).map_err(|error| failed(&error))?);
     let plan_without = |pass: Option<&Pass>| -> Result<Plan, TaskError> {
         let mut builder = Llm::builder(model).optimization_level(OptimizationLevel::O2);
+        builder = builder.set("device", "cpu").map_err(|error| failed(&error))?;
         if let Some(pass) = pass {
             builder = builder.set(&pass.setting(), "false").map_err(|error| failed(&error))?;
         }

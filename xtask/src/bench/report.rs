@@ -34,6 +34,8 @@ pub(super) struct Comparison {
     pub(super) checkpoint_bytes: u64,
     pub(super) prompt_tokens: u32,
     pub(super) new_tokens: u32,
+    /// The name of the device that ran.
+    pub(super) device: String,
     pub(super) machine: Machine,
     pub(super) rows: Vec<Row>,
     pub(super) bits: Agreement,
@@ -171,6 +173,7 @@ impl Comparison {
             "checkpoint_bytes": self.checkpoint_bytes,
             "prompt_tokens": self.prompt_tokens,
             "new_tokens": self.new_tokens,
+            "device": self.device,
             "machine": self.machine,
             "levels": rows,
             "same_bits": self.bits.holds(),
@@ -187,8 +190,9 @@ impl fmt::Display for Comparison {
         writeln!(f, "\n{}", self.machine)?;
         writeln!(
             f,
-            "\n{} ({megabytes:.1} MB of weights), prompt of {} tokens, {} new; median (least..most) of {} runs\n",
+            "\n{} ({megabytes:.1} MB of weights) on {}, prompt of {} tokens, {} new; median (least..most) of {} runs\n",
             self.model,
+            self.device,
             self.prompt_tokens,
             self.new_tokens,
             self.rows.first().map_or(0, |row| row.warm.len())
@@ -252,6 +256,7 @@ mod tests {
             read_bytes,
             startup_phases: Value::Null,
             tokens: Value::Null,
+            device: "cpu".into(),
         }
     }
 
@@ -275,6 +280,7 @@ mod tests {
             checkpoint_bytes: 1000,
             prompt_tokens: 1,
             new_tokens: 2,
+            device: "cpu".into(),
             machine: machine(),
             rows: vec![Row {
                 level: OptimizationLevel::O0,

@@ -30,6 +30,8 @@ pub(super) struct Sample {
     pub(super) startup_phases: Value,
     /// The tokens that were generated.
     pub(super) tokens: Value,
+    /// The name of the device that ran.
+    pub(super) device: String,
 }
 
 impl Sample {
@@ -55,6 +57,7 @@ impl Sample {
             read_bytes: output.read_bytes,
             startup_phases: report.pointer("/startup/phases").cloned().unwrap_or_default(),
             tokens: answer.get("tokens").cloned().unwrap_or_default(),
+            device: report.get("device").and_then(Value::as_str).unwrap_or_default().to_owned(),
         })
     }
 

@@ -56,10 +56,11 @@ impl From<Output> for Run {
     }
 }
 
-/// The binary in an empty folder and without the environment of the test, whose settings must not count.
+/// The binary in an empty folder and without the environment of the test, whose settings must not count; on the CPU, unless
+/// its arguments say otherwise.
 pub(crate) fn command(folder: &TempDir, arguments: &[impl AsRef<OsStr>]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_allotrope"));
-    command.args(arguments).current_dir(folder.path()).env_clear();
+    command.args(arguments).current_dir(folder.path()).env_clear().env("ALLOTROPE_DEVICE", "cpu");
     command
 }
 

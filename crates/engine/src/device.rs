@@ -1,0 +1,225 @@
+//! The devices that there are, as one: which of them runs is chosen when a model is loaded.
+
+use std::sync::Arc;
+
+use allotrope_config::environment::Environment;
+use allotrope_config::{DeviceChoice, DeviceFacts, ModelFacts, Options, Settings, device_choice, resolve};
+use allotrope_cpu_runtime::{CpuDevice, CpuKernel, CpuRecorder, CpuRecording, Isa};
+use allotrope_cuda_runtime::{CudaDevice, CudaKernel, CudaOptions, CudaRecorder, CudaRecording};
+use allotrope_graph::memory::MemoryPlan;
+use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
+use allotrope_runtime::{CacheLayout, Device, DeviceError, Recorder, StartupLedger};
+
+use crate::error::EngineError;
+
+/// A device that was chosen and opened, and the settings for it.
+pub(crate) struct Opened {
+    pub(crate) device: AnyDevice,
+    pub(crate) settings: Settings,
+    /// The device's name, for people.
+    pub(crate) name: String,
+}
+
+/// Opens the device that `options` ask for and resolves them for it and the model. `auto` is the GPU if there is one that can be
+/// used, else the CPU; the reason of the setting `device` says which.
+///
+/// # Errors
+/// If a device that was asked for can't be had, or a setting can't.
+pub(crate) fn open(options: &Options, model: &ModelFacts, ledger: &mut StartupLedger) -> Result<Opened, EngineError> {
+    let choice = ledger.phase("resolve settings", || device_choice(options))?;
+    let mut reason = None;
+    if choice.value != DeviceChoice::Cpu {
+        match open_cuda(options, model, ledger)? {
+            Ok(mut opened) => {
+                let reason = (choice.value == DeviceChoice::Auto).then(|| format!("{} runs the model", opened.name));
+                opened.settings.device.reason = reason;
+                return Ok(opened);
+            }
+            Err(error) if choice.value == DeviceChoice::Cuda => {
+                return Err(EngineError::NoDevice { device: choice.value, origin: choice.source.to_string(), error });
+            }
+            Err(error) => {
+                tracing::info!("the CPU runs the model, as no GPU can be used: {error}");
+                reason = Some(format!("the CPU runs the model, as no GPU can be used: {error}"));
+            }
+        }
+    }
+    let (facts, mut settings) = ledger.phase("resolve settings", || {
+        let facts = allotrope_cpu_runtime::facts();
+        resolve(options, model, &facts).map(|settings| (facts, settings))
+    })?;
+    settings.device.reason = reason;
+    let device = ledger.phase("open device", || CpuDevice::new(*settings.cpu.threads, Isa::detect()))?;
+    Ok(Opened { device: AnyDevice::Cpu(Box::new(device)), settings, name: facts.name })
+}
+
+/// Opens the GPU; the inner error is why there is none that can be used.
+fn open_cuda(
+    options: &Options,
+    model: &ModelFacts,
+    ledger: &mut StartupLedger,
+) -> Result<Result<Opened, DeviceError>, EngineError> {
+    let facts = match ledger.phase("open device", allotrope_cuda_runtime::facts) {
+        Ok(facts) => DeviceFacts { kernel_cache: Environment::current().kernel_cache(), ..facts },
+        Err(error) => return Ok(Err(error)),
+    };
+    let settings = ledger.phase("resolve settings", || resolve(options, model, &facts))?;
+    let cache = (*settings.cuda.kernel_cache).clone();
+    let device = ledger.phase("open device", || CudaDevice::open(CudaOptions { cache }));
+    Ok(device.map(|device| Opened { device: AnyDevice::Cuda(Box::new(device)), settings, name: facts.name }))
+}
+
+/// One of the devices.
+pub(crate) enum AnyDevice {
+    Cpu(Box<CpuDevice>),
+    Cuda(Box<CudaDevice>),
+}
+
+/// A kernel of one of them.
+#[derive(Clone)]
+pub(crate) enum AnyKernel {
+    Cpu(CpuKernel),
+    Cuda(CudaKernel),
+}
+
+/// A recording of one of them.
+pub(crate) enum AnyRecording {
+    Cpu(CpuRecording),
+    Cuda(CudaRecording),
+}
+
+/// What records for one of them.
+pub(crate) enum AnyRecorder {
+    Cpu(CpuRecorder),
+    Cuda(CudaRecorder),
+}
+
+/// The same of whichever device it is.
+macro_rules! either {
+    ($any:ident, $device:ident => $result:expr) => {
+        match $any {
+            AnyDevice::Cpu($device) => $result,
+            AnyDevice::Cuda($device) => $result,
+        }
+    };
+}
+
+/// A kernel or a recording came to another device than made it.
+fn mixed_up() -> DeviceError {
+    DeviceError::Internal {
+        device: "any device".to_owned(),
+        message: "what one device prepared was given to another".to_owned(),
+    }
+}
+
+fn cpu_kernels(kernels: &[AnyKernel]) -> Result<Vec<CpuKernel>, DeviceError> {
+    let own = |kernel: &AnyKernel| match kernel {
+        AnyKernel::Cpu(kernel) => Ok(kernel.clone()),
+        AnyKernel::Cuda(_) => Err(mixed_up()),
+    };
+    kernels.iter().map(own).collect()
+}
+
+fn cuda_kernels(kernels: &[AnyKernel]) -> Result<Vec<CudaKernel>, DeviceError> {
+    let own = |kernel: &AnyKernel| match kernel {
+        AnyKernel::Cuda(kernel) => Ok(kernel.clone()),
+        AnyKernel::Cpu(_) => Err(mixed_up()),
+    };
+    kernels.iter().map(own).collect()
+}
+
+impl Recorder<AnyKernel, AnyRecording> for AnyRecorder {
+    fn record(&mut self, kernels: &[AnyKernel], sizes: &Sizes) -> Result<AnyRecording, DeviceError> {
+        match self {
+            AnyRecorder::Cpu(recorder) => recorder.record(&cpu_kernels(kernels)?, sizes).map(AnyRecording::Cpu),
+            AnyRecorder::Cuda(recorder) => recorder.record(&cuda_kernels(kernels)?, sizes).map(AnyRecording::Cuda),
+        }
+    }
+}
+
+impl Device for AnyDevice {
+    type Kernel = AnyKernel;
+    type Recording = AnyRecording;
+    type Recorder = AnyRecorder;
+
+    fn target(&self) -> &dyn Target {
+        either!(self, device => device.target())
+    }
+
+    fn alignment(&self) -> usize {
+        either!(self, device => device.alignment())
+    }
+
+    fn workspace(&self, graph: &Graph, group: usize) -> Vec<ValueId> {
+        either!(self, device => device.workspace(graph, group))
+    }
+
+    fn load_weights(&mut self, graph: &Graph, source: Arc<dyn WeightSource>, repack: bool) -> Result<(), DeviceError> {
+        either!(self, device => device.load_weights(graph, source, repack))
+    }
+
+    fn allocate(&mut self, graph: &Graph, memory: &MemoryPlan, cache: CacheLayout) -> Result<(), DeviceError> {
+        either!(self, device => device.allocate(graph, memory, cache))
+    }
+
+    fn describe(&self, graph: &Graph, group: usize) -> String {
+        either!(self, device => device.describe(graph, group))
+    }
+
+    fn prepare(&mut self, graph: &Graph, group: usize) -> Result<AnyKernel, DeviceError> {
+        match self {
+            AnyDevice::Cpu(device) => device.prepare(graph, group).map(AnyKernel::Cpu),
+            AnyDevice::Cuda(device) => device.prepare(graph, group).map(AnyKernel::Cuda),
+        }
+    }
+
+    fn write_inputs(&mut self, inputs: &StepInputs) -> Result<(), DeviceError> {
+        either!(self, device => device.write_inputs(inputs))
+    }
+
+    fn launch(&mut self, kernel: &AnyKernel, sizes: &Sizes) -> Result<(), DeviceError> {
+        match (self, kernel) {
+            (AnyDevice::Cpu(device), AnyKernel::Cpu(kernel)) => device.launch(kernel, sizes),
+            (AnyDevice::Cuda(device), AnyKernel::Cuda(kernel)) => device.launch(kernel, sizes),
+            (AnyDevice::Cpu(_), AnyKernel::Cuda(_)) | (AnyDevice::Cuda(_), AnyKernel::Cpu(_)) => Err(mixed_up()),
+        }
+    }
+
+    fn warm_up(&mut self, kernels: &[AnyKernel]) -> Result<(), DeviceError> {
+        match self {
+            AnyDevice::Cpu(device) => device.warm_up(&cpu_kernels(kernels)?),
+            AnyDevice::Cuda(device) => device.warm_up(&cuda_kernels(kernels)?),
+        }
+    }
+
+    fn recorder(&self) -> Result<AnyRecorder, DeviceError> {
+        match self {
+            AnyDevice::Cpu(device) => device.recorder().map(AnyRecorder::Cpu),
+            AnyDevice::Cuda(device) => device.recorder().map(AnyRecorder::Cuda),
+        }
+    }
+
+    fn recording_text(&self, recording: &AnyRecording) -> Option<String> {
+        match (self, recording) {
+            (AnyDevice::Cpu(device), AnyRecording::Cpu(recording)) => device.recording_text(recording),
+            (AnyDevice::Cuda(device), AnyRecording::Cuda(recording)) => device.recording_text(recording),
+            (AnyDevice::Cpu(_), AnyRecording::Cuda(_)) | (AnyDevice::Cuda(_), AnyRecording::Cpu(_)) => None,
+        }
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        either!(self, device => device.free_memory())
+    }
+
+    fn replay(&mut self, recording: &AnyRecording, sizes: &Sizes) -> Result<(), DeviceError> {
+        match (self, recording) {
+            (AnyDevice::Cpu(device), AnyRecording::Cpu(recording)) => device.replay(recording, sizes),
+            (AnyDevice::Cuda(device), AnyRecording::Cuda(recording)) => device.replay(recording, sizes),
+            (AnyDevice::Cpu(_), AnyRecording::Cuda(_)) | (AnyDevice::Cuda(_), AnyRecording::Cpu(_)) => Err(mixed_up()),
+        }
+    }
+
+    fn read_output(&mut self, value: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError> {
+        either!(self, device => device.read_output(value, sizes))
+    }
+}
