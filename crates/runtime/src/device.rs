@@ -118,8 +118,8 @@ pub trait Device {
     /// If the sizes exceed what was allocated, or the launch fails.
     fn launch(&mut self, kernel: &Self::Kernel, sizes: &Sizes) -> Result<(), DeviceError>;
 
-    /// Runs each kernel once without any effect, so that nothing is loaded while it is recorded. Without need where nothing is
-    /// loaded late.
+    /// Runs each kernel once without any effect, so that nothing is loaded while it is recorded. It may come before the first
+    /// inputs are written, and between steps. Without need where nothing is loaded late.
     ///
     /// # Errors
     /// If a kernel can't be loaded or run.
