@@ -2,7 +2,7 @@
 //! logits are as close as the checkpoint's number format can tell apart.
 
 use allotrope_config::{DeviceChoice, OptimizationLevel};
-use allotrope_engine::{Llm, TokenLogits};
+use allotrope_engine::{LlmBuilder, TokenLogits};
 use allotrope_model::Checkpoint;
 use serde_json::json;
 
@@ -35,8 +35,10 @@ pub(super) fn run(options: &Options) -> Result<(), TaskError> {
     let checkpoint = Checkpoint::open(&subject.model).map_err(message)?;
     let vocabulary = u32::try_from(checkpoint.config().vocab_size).map_err(message)?;
     let prompts: Vec<Vec<u32>> = options.prompts.iter().map(|length| prompt(*length, vocabulary)).collect();
-    let logits = |builder: allotrope_engine::LlmBuilder| -> Result<Vec<TokenLogits>, TaskError> {
-        let mut llm: Llm = builder.build().map_err(message)?;
+    let mut device = String::new();
+    let mut logits = |builder: LlmBuilder| -> Result<Vec<TokenLogits>, TaskError> {
+        let mut llm = builder.build().map_err(message)?;
+        device = llm.device_name().to_owned();
         prompts.iter().map(|prompt| llm.logits(prompt, options.new_tokens).map_err(message)).collect()
     };
     let on_cpu = Subject { device: DeviceChoice::Cpu, results: None, kernel_cache: None, model: subject.model.clone() };
@@ -57,6 +59,7 @@ pub(super) fn run(options: &Options) -> Result<(), TaskError> {
     subject.tell(&json!({
         "kind": "comparison",
         "model": subject.name(),
+        "device": device,
         "passed": passed,
         "levels": options.levels.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "levels_with_other_bits": differing,

@@ -34,7 +34,7 @@ pub(super) struct Options {
     /// Decode steps of each round
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// Rounds of each measurement after one that does not count; the median is told
+    /// Rounds of each measurement after one that does not count
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 }
@@ -54,7 +54,7 @@ pub(super) fn run(options: &Options) -> Result<(), TaskError> {
     let mut llm = subject.builder(options.level)?.build().map_err(message)?;
     let mut result = start(&llm, options)?;
     if !options.cold {
-        let (vocabulary, _) = vocabulary(subject)?;
+        let vocabulary = vocabulary(subject)?;
         let mut prefill = Vec::new();
         let mut steps = Vec::new();
         for _ in 0..=options.rounds {
@@ -68,10 +68,10 @@ pub(super) fn run(options: &Options) -> Result<(), TaskError> {
                 let (_, [tokens, time]) = timed(&mut llm, &prompts, options.steps as usize + 1)?;
                 microseconds.push(time * 1e6 * f64::from(*batch) / tokens);
             }
-            steps.push(json!({ "batch": batch, "microseconds": median(&microseconds)? }));
+            steps.push(json!({ "batch": batch, "microseconds": summary(&microseconds)? }));
         }
         let throughput = llm.statistics().throughput;
-        result.insert("prefill_tokens_per_second".into(), json!(median(&prefill)?));
+        result.insert("prefill_tokens_per_second".into(), json!(summary(&prefill)?));
         result.insert("steps".into(), json!(steps));
         result.insert("launches".into(), json!(throughput.launches_per_decode_step));
         result.insert("submissions".into(), json!(throughput.submissions_per_decode_step));
@@ -127,16 +127,13 @@ fn timed(llm: &mut Llm, prompts: &[Vec<u32>], tokens: usize) -> Result<(Duration
     Ok((after.prefill_time.saturating_sub(before.prefill_time), [decoded, decode_time.as_secs_f64()]))
 }
 
-/// The median of all but the first.
-fn median(values: &[f64]) -> Result<f64, TaskError> {
-    let counted = values.get(1..).unwrap_or_default();
-    Summary::of(counted).map(|summary| summary.median).ok_or_else(|| message("a measurement is not a number"))
+/// Summarizes all but the first.
+fn summary(values: &[f64]) -> Result<Summary, TaskError> {
+    Summary::of(values.get(1..).unwrap_or_default()).ok_or_else(|| message("a measurement is not a number"))
 }
 
-/// Size of the vocabulary, and whether linear layers are quantized.
-pub(super) fn vocabulary(subject: &Subject) -> Result<(u32, bool), TaskError> {
+/// Size of the vocabulary.
+fn vocabulary(subject: &Subject) -> Result<u32, TaskError> {
     let checkpoint = allotrope_model::Checkpoint::open(&subject.model).map_err(message)?;
-    let config = checkpoint.config();
-    let size = u32::try_from(config.vocab_size).map_err(message)?;
-    Ok((size, config.quantization.is_some()))
+    u32::try_from(checkpoint.config().vocab_size).map_err(message)
 }

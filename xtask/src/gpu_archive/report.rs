@@ -31,8 +31,12 @@ fn tables(results: &[Value]) -> String {
     let measurements = of("measurement");
     let steps: Vec<&Value> = measurements.iter().copied().filter(|result| result.get("steps").is_some()).collect();
     let mut all = String::new();
-    if let Some(device) = measurements.first().map(|result| text(result, "/device")) {
-        let _ = writeln!(all, "measured on {device}");
+    let mut devices: Vec<String> = results.iter().map(|result| text(result, "/device")).collect();
+    devices.retain(|device| !device.is_empty());
+    devices.sort();
+    devices.dedup();
+    if !devices.is_empty() {
+        let _ = writeln!(all, "device: {}", devices.join(", "));
     }
     all.push_str(&compared(&of("comparison")));
     all.push_str(&started(&measurements));
@@ -108,10 +112,10 @@ fn stepped(results: &[&Value]) -> String {
         let mut row = vec![text(result, "/model"), text(result, "/level")];
         row.extend(batches.iter().map(|batch| {
             let step = items(result, "/steps").iter().find(|step| step.get("batch") == Some(&Value::from(*batch)));
-            show(step.and_then(|step| number(step, "/microseconds")), 1)
+            spread(step.and_then(|step| step.get("microseconds")), 1)
         }));
         row.extend([
-            show(number(result, "/prefill_tokens_per_second"), 0),
+            spread(result.get("prefill_tokens_per_second"), 0),
             show(number(result, "/launches"), 0),
             show(number(result, "/submissions"), 0),
         ]);
@@ -185,6 +189,13 @@ fn show(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
 }
 
+/// A median with its range; a dash where there is none.
+fn spread(summary: Option<&Value>, digits: usize) -> String {
+    let Some(summary) = summary else { return show(None, digits) };
+    let part = |name: &str| show(number(summary, name), digits);
+    format!("{} ({}..{})", part("/median"), part("/minimum"), part("/maximum"))
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -201,14 +212,18 @@ mod tests {
             json!({"kind": "measurement", "model": "tiny", "level": "O2", "start": "cold", "device": "a GPU", "ready_ms": 12.34,
                    "phases_ms": {"bind weights": 2.0, "capture": 3.0}, "weight_bytes": 4e6, "capture_bytes": null}),
             json!({"kind": "measurement", "model": "tiny", "level": "O2", "start": "warm", "device": "a GPU", "ready_ms": 1.0,
-                   "phases_ms": {}, "steps": [{"batch": 8, "microseconds": 42.0}], "prefill_tokens_per_second": 1000.0,
+                   "phases_ms": {}, "prefill_tokens_per_second": {"median": 1000.0, "minimum": 900.0, "maximum": 1100.0},
+                   "steps": [{"batch": 8, "microseconds": {"median": 42.0, "minimum": 40.0, "maximum": 90.5}}],
                    "launches": 23, "submissions": 1}),
         ]);
         let line = |parts: &[&str]| text.lines().any(|line| parts.iter().all(|part| line.contains(part)));
-        assert!(line(&["measured on a GPU"]), "{text}");
+        assert!(line(&["device: a GPU"]), "{text}");
         assert!(line(&["gqa", "not O2", "FAILED", "7 of 8", "5.00"]), "{text}");
         assert!(line(&["tiny", "cold", "12.3", "2.0", "2.00", "3.0", "–"]), "{text}");
-        assert!(line(&["step of 8, µs"]) && line(&["tiny", "42.0", "1000", "23", "1"]), "{text}");
+        assert!(
+            line(&["step of 8, µs"]) && line(&["tiny", "42.0 (40.0..90.5)", "1000 (900..1100)", "23", "1"]),
+            "{text}"
+        );
         assert!(line(&["1 of 2 parts passed"]) && line(&["ptx", "out of time", "60.0"]), "{text}");
         assert!(tables(&[]).contains("0 of 0 parts"));
     }
