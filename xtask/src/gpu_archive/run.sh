@@ -105,7 +105,7 @@ set -o pipefail
     passed=0
     while IFS= read -r line; do
         printf "%s\n" "$line"
-        [[ $line =~ ^"test result: ok. "([0-9]+)" passed" ]] && passed=${BASH_REMATCH[1]}
+        [[ $line =~ ^"test result: "[a-zA-Z]+". "([0-9]+)" passed" ]] && passed=${BASH_REMATCH[1]}
     done
     ((passed > 0)) || { echo "no test passed"; exit 3; }
 }'
@@ -119,18 +119,27 @@ on_device() {
 }
 
 # measure FOLDER: starts at each level, cold and warm, and steps. The driver's own cache of kernels is left out, so that only
-# ours counts.
+# ours counts. Levels take turns, the second time backwards: where both rows of a level differ, so did the machine.
 measure() {
-    local model=$1 name=${1##*/} level cache=$scratch/kernels limits=(--rounds 5 --steps 64)
+    local model=$1 name=${1##*/} level limits=(--rounds 5 --steps 64) order backwards=
     ((quick)) && limits=(--rounds 3 --steps 16)
-    for level in ${levels//,/ }; do
-        local command=(env CUDA_CACHE_DISABLE=1 "$xtask" gpu-archive measure --model "$model" --level "$level"
-            --results "$results" --kernel-cache "$cache")
-        rm -rf "$cache"
-        part "$name at O$level, cold" 120 "${command[@]}" --cold
-        part "$name at O$level, warm" 120 "${command[@]}" "${limits[@]}"
+    order=${levels//,/ }
+    for level in $order; do
+        rm -rf "$scratch/kernels-$level"
+        measure_once cold "$level" --cold
+        measure_once warm "$level" "${limits[@]}"
+        backwards="$level $backwards"
     done
-    rm -rf "$cache"
+    ((quick)) || for level in $backwards; do measure_once 'warm again' "$level" "${limits[@]}"; done
+    for level in $order; do rm -rf "$scratch/kernels-$level"; done
+}
+
+# One process of a measurement, in the variables of `measure`.
+measure_once() {
+    local start=$1 level=$2
+    shift 2
+    part "$name at O$level, $start" 120 env CUDA_CACHE_DISABLE=1 "$xtask" gpu-archive measure --model "$model" \
+        --level "$level" --results "$results" --kernel-cache "$scratch/kernels-$level" "$@"
 }
 
 wanted machine && describe >>"$log" 2>&1
