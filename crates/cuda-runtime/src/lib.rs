@@ -24,7 +24,9 @@
 
 pub mod device;
 pub mod driver;
+pub mod jit;
 pub mod target;
+pub mod upload;
 
 pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecording, facts};
 pub use target::CudaTarget;

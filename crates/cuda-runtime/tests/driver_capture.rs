@@ -32,8 +32,7 @@ fn a_recording_replays_over_changed_inputs() {
     let mut bench = Bench::new();
     let (a, middle, out) = (bench.poisoned(200), bench.poisoned(200), bench.poisoned(200));
     let copy = bench.poisoned(200);
-    let launches =
-        [bench.launch(&middle, &a, 1.0, 200, "first"), bench.launch(&out, &middle, -0.5, 200, "second")];
+    let launches = [bench.launch(&middle, &a, 1.0, 200, "first"), bench.launch(&out, &middle, -0.5, 200, "second")];
     let record = |capture: &allotrope_cuda_runtime::driver::Capture<'_>| {
         capture.launch(&launches[0])?;
         capture.launch(&launches[1])?;
@@ -76,7 +75,7 @@ fn a_recording_takes_over_other_parameters() {
     let mut replay = captured(&mut bench, &[launch], &[&a, &first]).instantiate().unwrap();
     replay.launch(&bench.stream).unwrap();
     let launch = bench.launch(&second, &a, 3.0, 150, "into the second");
-    let graph = captured(&mut bench, &[launch.clone()], &[&a, &second]);
+    let graph = captured(&mut bench, std::slice::from_ref(&launch), &[&a, &second]);
     replay.update(&graph).unwrap();
     replay.launch(&bench.stream).unwrap();
     assert_scaled(&bench.get(&first).unwrap(), &values, 1.0);
@@ -242,7 +241,7 @@ fn memory_runs_out_while_recording() {
     let mut bench = Bench::new();
     let (a, out) = (bench.put(&[1.0; 64]), bench.poisoned(64));
     let launch = bench.launch(&out, &a, 2.0, 64, "kept");
-    let graph = captured(&mut bench, &[launch.clone()], &[]);
+    let graph = captured(&mut bench, std::slice::from_ref(&launch), &[]);
     let error = graph.instantiate().unwrap_err();
     assert_eq!(error.fault(), &Fault::OutOfMemory { wanted: None });
     let text = error.to_string();

@@ -39,7 +39,8 @@ fn no_driver() {
 #[test]
 fn a_library_that_is_no_driver() {
     // Any library will do, for instance the one for numbers.
-    let folders = ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib/aarch64-linux-gnu"];
+    let folders =
+        ["/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/lib/aarch64-linux-gnu"];
     let library = folders.iter().map(|folder| Path::new(folder).join("libm.so.6")).find(|path| path.exists());
     let Some(library) = library else { return };
     if let Some(text) = outside_with("a_library_that_is_no_driver", &Driver::Files(library), &[]) {

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use cudarc::driver::sys;
@@ -13,12 +12,14 @@ use super::context::{Context, refuse_in_capture};
 use super::error::DriverError;
 use super::stream::Event;
 
-/// Nothing uses the pinned memory.
-const IDLE: u8 = 0;
-/// The device reads it.
-const READ: u8 = 1;
-/// The device writes it.
-const WRITTEN: u8 = 2;
+/// What the device does with pinned memory until the event behind it is reached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Use {
+    /// Whether it writes, or else only reads.
+    pub(super) writes: bool,
+    /// The stream of the last copy.
+    pub(super) stream: usize,
+}
 
 /// Memory of the device. Clones are the same memory, which is freed with the last of them.
 ///
@@ -77,7 +78,7 @@ impl Context {
         };
         // SAFETY: the driver gave so many bytes, which nobody else has.
         unsafe { pointer.as_ptr().write_bytes(0, bytes) };
-        Ok(PinnedBuffer { context: self.clone(), pointer, bytes, done, use_of_device: AtomicU8::new(IDLE) })
+        Ok(PinnedBuffer { context: self.clone(), pointer, bytes, done, using: Mutex::new(None) })
     }
 }
 
@@ -130,7 +131,7 @@ pub struct PinnedBuffer {
     bytes: usize,
     /// Recorded behind each copy.
     done: Event,
-    use_of_device: AtomicU8,
+    using: Mutex<Option<Use>>,
 }
 
 // SAFETY: it owns its memory, and what the device does with that is waited for whichever thread looks.
@@ -155,9 +156,7 @@ impl PinnedBuffer {
     /// # Errors
     /// If work before the copy failed.
     pub fn as_slice<T: Pod>(&self) -> Result<&[T], DriverError> {
-        if self.use_of_device.load(Ordering::Acquire) == WRITTEN {
-            self.wait()?;
-        }
+        self.wait_if(|using| using.writes)?;
         // SAFETY: the memory is aligned to pages, initialized, and the device does not write it any more.
         Ok(unsafe { std::slice::from_raw_parts(self.pointer.as_ptr().cast(), self.bytes / size_of::<T>().max(1)) })
     }
@@ -167,36 +166,42 @@ impl PinnedBuffer {
     /// # Errors
     /// If work before a copy failed.
     pub fn as_mut_slice<T: Pod>(&mut self) -> Result<&mut [T], DriverError> {
-        if self.use_of_device.load(Ordering::Acquire) != IDLE {
-            self.wait()?;
-        }
+        self.wait_if(|_| true)?;
         let length = self.bytes / size_of::<T>().max(1);
         // SAFETY: as in `as_slice`; the device does not read it either, and the reference is the only one.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr().cast(), length) })
     }
 
-    fn wait(&self) -> Result<(), DriverError> {
-        self.done.synchronize()?;
-        self.use_of_device.store(IDLE, Ordering::Release);
+    /// Waits for the copies that were begun, if they are ones that the caller must not meet.
+    fn wait_if(&self, matters: impl FnOnce(Use) -> bool) -> Result<(), DriverError> {
+        let mut using = self.lock();
+        if using.is_some_and(matters) {
+            self.done.synchronize()?;
+            *using = None;
+        }
         Ok(())
     }
 
-    /// A pointer to some bytes, if there are so many, for a copy that [`Self::copied`] follows.
+    /// What the device does with the memory. Who holds the lock may begin a copy, record the event behind it, and say so.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Option<Use>> {
+        self.using.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The event behind the copies.
+    pub(super) fn done(&self) -> &Event {
+        &self.done
+    }
+
+    /// A pointer to some bytes, if there are so many.
     pub(super) fn place(&self, call: &'static str, range: Range<usize>) -> Result<*mut u8, DriverError> {
         inside(call, &range, self.bytes)?;
         Ok(self.pointer.as_ptr().wrapping_add(range.start))
-    }
-
-    /// Notes that the device reads or writes it until the event is done.
-    pub(super) fn used(&self, writes: bool) -> &Event {
-        self.use_of_device.fetch_max(if writes { WRITTEN } else { READ }, Ordering::AcqRel);
-        &self.done
     }
 }
 
 impl Drop for PinnedBuffer {
     fn drop(&mut self) {
-        if self.use_of_device.load(Ordering::Acquire) != IDLE {
+        if self.lock().is_some() {
             // An error ends the copies as well.
             let _ = self.done.wait_even_in_capture();
         }

@@ -15,6 +15,7 @@ mod context;
 mod error;
 mod graph;
 mod launch;
+mod link;
 mod memory;
 mod module;
 mod probe;

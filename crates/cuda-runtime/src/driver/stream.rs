@@ -10,7 +10,7 @@ use cudarc::driver::sys::{self, CUresult};
 use super::context::{Context, Mark, refuse_in_capture};
 use super::error::DriverError;
 use super::launch::Launch;
-use super::memory::{Buffer, PinnedBuffer};
+use super::memory::{Buffer, PinnedBuffer, Use};
 
 /// A queue of work for the device, which does it in order. It does not wait for the default stream.
 pub struct Stream {
@@ -97,17 +97,14 @@ impl Stream {
         range: Range<usize>,
     ) -> Result<(), DriverError> {
         const CALL: &str = "cuMemcpyHtoDAsync";
-        refuse_in_capture(CALL)?;
         let bytes = range.len();
         let source = from.place(CALL, range)?;
         let target = to.place(CALL, offset..offset.saturating_add(bytes))?;
-        self.context.enter(CALL)?;
-        let done = from.used(false);
-        // SAFETY: both places have so many bytes; the pinned ones are not written or freed before the event behind the
-        // copy.
-        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(target, source.cast(), bytes, self.raw) };
-        self.context.finish(CALL, code, || format!("{bytes} bytes"))?;
-        self.record(done)
+        self.copy(CALL, from, false, bytes, || {
+            // SAFETY: both places have so many bytes; the pinned ones are not written or freed before the event behind
+            // the copy is reached.
+            unsafe { sys::cuMemcpyHtoDAsync_v2(target, source.cast(), bytes, self.raw) }
+        })
     }
 
     /// Copies some bytes of the device to pinned memory. [`PinnedBuffer::as_slice`] waits for them.
@@ -122,16 +119,42 @@ impl Stream {
         range: Range<usize>,
     ) -> Result<(), DriverError> {
         const CALL: &str = "cuMemcpyDtoHAsync";
-        refuse_in_capture(CALL)?;
         let bytes = range.len();
         let source = from.place(CALL, range)?;
         let target = to.place(CALL, offset..offset.saturating_add(bytes))?;
-        self.context.enter(CALL)?;
-        let done = to.used(true);
-        // SAFETY: both places have so many bytes; the pinned ones are not touched or freed before the event behind the copy.
-        let code = unsafe { sys::cuMemcpyDtoHAsync_v2(target.cast(), source, bytes, self.raw) };
-        self.context.finish(CALL, code, || format!("{bytes} bytes"))?;
-        self.record(done)
+        self.copy(CALL, to, true, bytes, || {
+            // SAFETY: both places have so many bytes; the pinned ones are not touched or freed before the event behind the
+            // copy is reached.
+            unsafe { sys::cuMemcpyDtoHAsync_v2(target.cast(), source, bytes, self.raw) }
+        })
+    }
+
+    /// Copies from or to pinned memory, and records the event that tells when it is done.
+    fn copy(
+        &self,
+        call: &'static str,
+        pinned: &PinnedBuffer,
+        writes: bool,
+        bytes: usize,
+        begin: impl FnOnce() -> CUresult,
+    ) -> Result<(), DriverError> {
+        refuse_in_capture(call)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        let mut using = pinned.lock();
+        // There is one event, so copies in several streams are done one after the other.
+        if using.is_some_and(|using| using.stream != self.number()) {
+            self.wait(pinned.done())?;
+        }
+        self.context.enter(call)?;
+        let writes = writes || using.is_some_and(|using| using.writes);
+        *using = Some(Use { writes, stream: self.number() });
+        self.context.finish(call, begin(), || format!("{bytes} bytes"))?;
+        self.record(pinned.done()).inspect_err(|_| {
+            // Without the event only the stream tells.
+            let _ = self.synchronize();
+        })
     }
 
     /// Sets every byte of a buffer.

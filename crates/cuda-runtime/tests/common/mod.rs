@@ -118,7 +118,7 @@ impl Bench {
     }
 
     pub fn seeded(seed: u64) -> Self {
-        println!("seed {seed}");
+        eprintln!("seed {seed}");
         let context = Context::open().unwrap();
         let stream = context.stream().unwrap();
         let scale = context.load_module(Image::Ptx(PTX), "test").unwrap().function("scale").unwrap();
