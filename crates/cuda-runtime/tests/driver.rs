@@ -259,3 +259,68 @@ fn contexts_and_buffers_serve_several_threads() {
         }
     });
 }
+
+#[test]
+fn memory_runs_out_in_the_middle_and_work_goes_on() {
+    let failing = [("ALLOTROPE_EMULATOR_FAIL", "cuLaunchKernelEx:2:2,cuStreamSynchronize:1:719")];
+    if outside("memory_runs_out_in_the_middle_and_work_goes_on", &failing).is_some() {
+        return;
+    }
+    let mut bench = Bench::new();
+    let values = bench.floats(64);
+    let (given, out) = (bench.put(&values), bench.poisoned(64));
+    let launch = bench.launch(&out, &given, 1.0, 64, "linear of %4");
+    bench.stream.launch(&launch).unwrap();
+    let error = bench.stream.launch(&launch).unwrap_err();
+    assert_eq!(error.fault(), &Fault::OutOfMemory { wanted: None });
+    assert!(error.to_string().contains("launch `linear of %4` of kernel `scale`, grid 1×1×1"), "{error}");
+    bench.stream.launch(&launch).unwrap();
+    assert_scaled(&bench.get(&out).unwrap(), &values, 1.0);
+    // What was waited for is not to blame for what comes after.
+    bench.stream.launch(&Launch { label: "attention of %5".into(), ..launch }).unwrap();
+    let error = bench.stream.synchronize().unwrap_err();
+    assert_eq!(error.in_flight(), ["attention of %5"]);
+    assert!(error.to_string().contains("CUDA_ERROR_LAUNCH_FAILED (a kernel failed)"), "{error}");
+}
+
+#[test]
+fn broken_hardware_is_no_bug() {
+    if outside("broken_hardware_is_no_bug", &[("ALLOTROPE_EMULATOR_FAIL", "cuStreamSynchronize:1:214")]).is_some() {
+        return;
+    }
+    let bench = Bench::new();
+    let error = bench.stream.synchronize().unwrap_err();
+    assert_eq!((error.fault(), error.is_final()), (&Fault::Environment, true));
+    let later = bench.context.allocate(1).unwrap_err();
+    let text = later.to_string();
+    assert!(text.contains("was not tried") && text.contains("CUDA_ERROR_ECC_UNCORRECTABLE"), "{text}");
+    assert!(text.contains("restart the process") && !text.contains("bug"), "{text}");
+    assert!(matches!(DeviceError::from(later), DeviceError::Environment { message, .. } if message == text));
+}
+
+#[test]
+fn pinned_memory_is_waited_for_in_every_stream() {
+    if outside("pinned_memory_is_waited_for_in_every_stream", &[("ALLOTROPE_EMULATOR_SEED", "11")]).is_some() {
+        return;
+    }
+    let mut bench = Bench::new();
+    let streams = [bench.context.stream().unwrap(), bench.context.stream().unwrap()];
+    let mut pinned = bench.context.allocate_pinned(4 * 1000).unwrap();
+    assert_eq!(pinned.as_slice::<f32>().unwrap(), [0.0; 1000], "it begins with zeros");
+    let buffers: Vec<_> = (0..2).map(|_| bench.context.allocate(4000).unwrap()).collect();
+    for _ in 0..30 {
+        let values = bench.floats(1000);
+        pinned.as_mut_slice().unwrap().copy_from_slice(&values);
+        for (stream, buffer) in streams.iter().zip(&buffers) {
+            stream.copy_to_device(buffer, 0, &pinned, 0..4000).unwrap();
+        }
+        // Waits for both copies, so neither sees this.
+        pinned.as_mut_slice::<f32>().unwrap().fill(f32::NAN);
+        for (stream, buffer) in streams.iter().zip(&buffers) {
+            let mut back = bench.context.allocate_pinned(4000).unwrap();
+            stream.copy_to_host(&mut back, 2000, buffer, 2000..4000).unwrap();
+            streams[0].copy_to_host(&mut back, 0, buffer, 0..2000).unwrap();
+            assert_eq!(back.as_slice::<f32>().unwrap(), values);
+        }
+    }
+}
