@@ -43,7 +43,7 @@ pub enum Outcome {
 }
 
 /// Machine code on disk, by what it was compiled from.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct KernelCache {
     folder: Option<PathBuf>,
     most_bytes: u64,

@@ -283,7 +283,9 @@ fn the_environment_answers_what_is_no_setting() {
     let around = environment(&[("ALLOTROPE_LOG", "debug"), ("NO_COLOR", "1")], None);
     assert_eq!(around.log_filter().as_deref(), Some("debug"));
     assert!(around.no_color());
-    let empty = environment(&[("ALLOTROPE_LOG", ""), ("NO_COLOR", "")], None);
+    assert_eq!(around.cuda_visible_devices(), None);
+    let empty = environment(&[("ALLOTROPE_LOG", ""), ("NO_COLOR", ""), ("CUDA_VISIBLE_DEVICES", "")], None);
     assert_eq!(empty.log_filter(), None);
     assert!(!empty.no_color());
+    assert_eq!(empty.cuda_visible_devices().as_deref(), Some(""), "no text hides all GPUs");
 }

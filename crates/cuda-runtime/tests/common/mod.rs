@@ -118,7 +118,7 @@ impl Bench {
     }
 
     pub fn seeded(seed: u64) -> Self {
-        println!("seed {seed}");
+        eprintln!("seed {seed}");
         let context = Context::open().unwrap();
         let stream = context.stream().unwrap();
         let scale = context.load_module(Image::Ptx(PTX), "test").unwrap().function("scale").unwrap();
@@ -151,7 +151,7 @@ impl Bench {
     pub fn launch(&self, out: &Buffer, a: &Buffer, b: f32, count: usize, label: &str) -> Launch {
         Launch {
             function: self.scale.clone(),
-            grid: [count.div_ceil(64) as u32, 1, 1],
+            grid: [count.div_ceil(64).max(1) as u32, 1, 1],
             block: 64,
             shared_memory: 0,
             parameters: parameters(out.address(), a.address(), b, count),
