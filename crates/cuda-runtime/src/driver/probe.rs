@@ -73,7 +73,7 @@ const FUNCTIONS: [&str; 51] = [
     "cuThreadExchangeStreamCaptureMode",
 ];
 
-/// A context that [`probe`] made, so that opening the device does not make it a second time.
+/// A context that [`probe()`] made, so that opening the device does not make it a second time.
 static PROBED: Mutex<Option<Context>> = Mutex::new(None);
 
 /// What there is to know of a GPU.
