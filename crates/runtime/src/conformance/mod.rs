@@ -17,7 +17,10 @@
 //! wrong, naming it. What was done is printed and given back as a [`Report`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "a test suite")]
 
+mod attention;
 pub mod batches;
+pub mod chains;
+mod decoders;
 pub mod graphs;
 mod projections;
 mod report;
@@ -33,6 +36,9 @@ use rand::SeedableRng;
 pub use rand_chacha::ChaCha8Rng;
 
 use crate::device::Device;
+pub use attention::attention;
+pub use chains::chains;
+pub use decoders::decoders;
 pub use projections::projections;
 pub use report::Report;
 pub use row_operations::row_operations;
@@ -107,7 +113,7 @@ pub fn random() -> ChaCha8Rng {
 
 /// Runs the whole suite.
 pub fn all<S: Subject>(subject: &S, random: &mut ChaCha8Rng) -> Report {
-    let parts = [row_operations::<S>, projections::<S>];
+    let parts = [row_operations::<S>, chains::<S>, projections::<S>, attention::<S>, decoders::<S>];
     let mut report = Report::default();
     for part in parts {
         report.add(part(subject, random));

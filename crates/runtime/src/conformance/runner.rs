@@ -82,7 +82,7 @@ impl<D: Device> Runner<D> {
     ) -> Result<Self, DeviceError> {
         let mut device = subject.open(setup.variant);
         let rows = subject.effort().pick(40, 80);
-        let limits = Sizes { tokens: rows, sequences: 8, logit_rows: rows, blocks: 16 };
+        let limits = Sizes { tokens: rows, sequences: 8, logit_rows: rows, blocks: BLOCKS };
         let workspace: Vec<_> = (0..graph.groups().len()).map(|group| device.workspace(graph, group)).collect();
         let target = setup.target.unwrap_or(device.target());
         let plan = plan_memory(graph, target, &workspace, limits, device.alignment()).expect("a small plan");

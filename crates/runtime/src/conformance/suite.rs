@@ -1,5 +1,7 @@
 //! What the parts of the suite share: running graphs, comparing results, counting.
 
+use std::rc::Rc;
+
 use allotrope_graph::evaluate::{Evaluation, ReferenceCache, evaluate};
 use allotrope_graph::{DType, Definition, Graph, StepInputs, ValueType};
 
@@ -11,14 +13,14 @@ use super::{Effort, Report, Subject, Weights};
 pub(crate) struct Suite<'a, S: Subject> {
     pub(crate) subject: &'a S,
     /// A device that is only asked what it takes.
-    pub(crate) device: S::Device,
+    pub(crate) device: Rc<S::Device>,
     pub(crate) effort: Effort,
     pub(crate) report: Report,
 }
 
 impl<'a, S: Subject> Suite<'a, S> {
     pub(crate) fn new(subject: &'a S) -> Self {
-        Suite { subject, device: subject.open(0), effort: subject.effort(), report: Report::default() }
+        Suite { subject, device: Rc::new(subject.open(0)), effort: subject.effort(), report: Report::default() }
     }
 
     /// Says what was done.
