@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests")]
 
 mod chains;
+mod conformance;
 mod describe;
 mod in_place;
 mod row_ops;
