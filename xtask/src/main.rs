@@ -7,6 +7,7 @@ mod docs;
 mod emulate;
 mod error;
 mod fixtures;
+mod kernels;
 mod runner;
 mod tidy;
 mod validate;
@@ -38,6 +39,8 @@ enum Task {
     Emulate(emulate::Options),
     /// Make the test checkpoints, their reference logits and the questions again (needs Python with torch and transformers)
     Fixtures(fixtures::Options),
+    /// Compile the CUDA kernels into the bundle that the program embeds, check that it is current, or print what they take
+    Kernels(kernels::Options),
     /// Check the rules of the source tree that no compiler checks
     Tidy,
     /// Run every check that a change must pass, cheapest first
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Docs(options) => docs::run(&options),
         Task::Emulate(options) => emulate::run(&options),
         Task::Fixtures(options) => fixtures::run(&options),
+        Task::Kernels(options) => kernels::run(&options),
         Task::Tidy => tidy::run(),
         Task::Validate => validate::run(),
     };

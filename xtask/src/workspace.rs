@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::error::TaskError;
 
-/// Folders that hold no source: build outputs, version control, virtual environments.
-const SKIPPED_FOLDERS: [&str; 5] = ["target", ".git", ".venv", "__pycache__", "node_modules"];
+/// Names of what holds no source: build outputs, version control, virtual environments.
+const SKIPPED: [&str; 5] = ["target", ".git", ".venv", "__pycache__", "node_modules"];
 
 /// The top folder of the repository.
 pub(crate) fn root() -> PathBuf {
@@ -17,7 +17,7 @@ pub(crate) fn root() -> PathBuf {
     xtask.parent().unwrap_or(xtask).to_path_buf()
 }
 
-/// Every file below `folder` but those in [`SKIPPED_FOLDERS`], sorted; symbolic links are not followed.
+/// Every file below `folder` but those in [`SKIPPED`], sorted; symbolic links are not followed.
 ///
 /// # Errors
 /// If a folder can't be listed.
@@ -28,8 +28,12 @@ pub(crate) fn files_below(folder: &Path) -> Result<Vec<PathBuf>, TaskError> {
         for entry in fs::read_dir(&folder).map_err(TaskError::file(&folder))? {
             let entry = entry.map_err(TaskError::file(&folder))?;
             let kind = entry.file_type().map_err(TaskError::file(&folder))?;
-            let skipped = SKIPPED_FOLDERS.iter().any(|name| entry.file_name() == *name);
-            if kind.is_dir() && !skipped {
+            let skipped = SKIPPED.iter().any(|name| entry.file_name() == *name);
+            // In a second working tree of git, `.git` is a file.
+            if skipped {
+                continue;
+            }
+            if kind.is_dir() {
                 folders.push(entry.path());
             } else if kind.is_file() {
                 files.push(entry.path());

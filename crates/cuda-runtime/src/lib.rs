@@ -22,8 +22,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod bundle;
 pub mod device;
 pub mod target;
 
+pub use bundle::{Bundle, BundleError};
 pub use device::{CudaDevice, CudaKernel, CudaOptions, CudaRecording, facts};
 pub use target::CudaTarget;

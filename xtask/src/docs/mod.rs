@@ -11,7 +11,7 @@ use std::fs;
 use clap_complete::Shell;
 
 use crate::error::TaskError;
-use crate::workspace;
+use crate::{kernels, workspace};
 
 /// What to do with the generated documentation.
 #[derive(clap::Args)]
@@ -22,11 +22,12 @@ pub(crate) struct Options {
 }
 
 /// The generated files: path below the repository's top folder, and text.
-fn generated() -> Result<[(&'static str, String); 5], TaskError> {
+fn generated() -> Result<[(&'static str, String); 6], TaskError> {
     Ok([
         ("docs/levels.md", allotrope_config::levels_markdown()),
         ("docs/settings.md", allotrope_config::settings_markdown()),
         ("docs/ir.md", ir::markdown()),
+        ("docs/kernels.md", kernels::document()?),
         ("docs/layer.md", layer::markdown()?),
         ("docs/passes.md", passes::markdown()?),
     ])
