@@ -22,6 +22,7 @@ mod texts;
 use std::sync::Arc;
 
 use allotrope_cuda_emulator::machine::memory::Region;
+use allotrope_cuda_runtime::bundle::entry_names;
 use common::{Bench, Shape, bytes};
 
 /// How a kernel is checked. What is wrong comes back as a text.
@@ -64,7 +65,7 @@ fn every_kernel_of_the_sources_has_a_case() {
     let mut expected: Vec<String> = cases().into_iter().map(|(kernel, ..)| kernel).collect();
     let mut found: Vec<String> = ["linear", "linear_slots", "attention", "attention_slots", "sample"]
         .into_iter()
-        .flat_map(|file| texts::names(&texts::file(file, "sm_80")))
+        .flat_map(|file| entry_names(&texts::file(file, "sm_80")).into_iter().map(str::to_owned).collect::<Vec<_>>())
         .collect();
     expected.sort();
     found.sort();
