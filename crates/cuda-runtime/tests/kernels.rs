@@ -1,6 +1,12 @@
 //! The kernels of `kernels/`, run on the emulator's machine against references in Rust.
 
-#![allow(clippy::print_stdout, reason = "seeds and the counts of mutants are worth seeing")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::neg_cmp_op_on_partial_ord,
+    reason = "tests: the counts of mutants are worth seeing, and a NaN must fail a comparison"
+)]
 
 #[path = "kernels/attention.rs"]
 mod attention;

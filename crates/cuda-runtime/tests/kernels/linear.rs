@@ -83,7 +83,8 @@ impl Product {
                 let got = got[row * self.columns + column];
                 let error = (f64::from(got) - expected).abs();
                 let tolerance = sums * 1.01 + self.output.rounding(expected.abs() + sums);
-                if !(error <= tolerance) && !(expected.is_nan() && got.is_nan()) {
+                let near = error <= tolerance || expected.is_nan() && got.is_nan();
+                if !near {
                     let shape = format!("{} rows, {} columns, {} inner", self.rows(), self.columns, self.inner);
                     return Err(format!("row {row}, column {column} of {shape}: {got}, expected {expected}"));
                 }
@@ -119,7 +120,11 @@ impl Case {
             true => between(random, 1, 70),
             false => between(random, 1, most / granule) * granule,
         };
-        let inners = [inner(), inner(), inner(), inner()];
+        let mut inners = [inner(), inner(), inner(), inner()];
+        if kernel.contains("generic") {
+            // One element behind whole eights, where every check of a bound within eight counts.
+            inners[0] = inners[0] / 8 * 8 + 1;
+        }
         let widths = [between(random, 5, 60), between(random, 66, 140), between(random, 1, 9)];
         let bundles = vec![
             Bundle { products: 2, tile: between(random, 3, 30) },

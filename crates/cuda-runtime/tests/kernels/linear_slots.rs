@@ -175,9 +175,9 @@ pub(crate) fn check(text: &str, kernel: &str) -> Result<(), String> {
                 expected *= factor;
             }
             let got = f64::from(got[row * columns + column]);
-            if !(expected.is_nan() && got.is_nan())
-                && !((got - expected).abs() <= tolerance + expected.abs() * 1e-6 + 1e-30)
-            {
+            let error = (got - expected).abs();
+            let near = error <= tolerance + expected.abs() * 1e-6 + 1e-30 || expected.is_nan() && got.is_nan();
+            if !near {
                 return Err(format!("bundle {number}, row {row}, column {column}: {got}, expected {expected}"));
             }
         }
