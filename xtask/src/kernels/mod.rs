@@ -5,12 +5,14 @@ mod check;
 mod compile;
 mod manifest;
 mod report;
+mod reuse;
 mod source;
 mod toolkit;
 
 #[cfg(test)]
 mod testing;
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -41,14 +43,18 @@ const PTX_VERSION: &str = ".version 9.0";
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Compile nothing; fail if sources, manifest and bundle do not fit together (needs no nvcc)
-    #[arg(long, conflicts_with = "report")]
+    #[arg(long, conflicts_with_all = ["report", "all"])]
     check: bool,
     /// Compile nothing; print the registers, shared memory and spills of every kernel (needs no nvcc)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "all")]
     report: bool,
+    /// Compile every source; without it those that have not changed are taken over from the bundle
+    #[arg(long)]
+    all: bool,
     /// The CUDA toolkit to compile with; without it nvcc is looked for in PATH, and then installed below `target`
     #[arg(long, value_name = "FOLDER", env = "CUDA_HOME")]
-    cuda_home: Option<PathBuf>,
+    // Not a path: clap refuses an empty one, and an empty variable is as good as none.
+    cuda_home: Option<OsString>,
 }
 
 /// Where the sources lie.
@@ -69,10 +75,19 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
         print!("{}", report::table(&Manifest::read(&folder.join(MANIFEST))?));
         return Ok(());
     }
-    let toolkit = Toolkit::find(options.cuda_home.as_deref())?;
+    let cuda_home = options.cuda_home.as_ref().filter(|home| !home.is_empty());
+    let toolkit = Toolkit::find(cuda_home.map(Path::new))?;
     let sources = Source::read_all(&folder)?;
-    println!("compiling {} sources with nvcc {}", sources.len(), toolkit.version());
-    let outcomes = compile::all(&folder, &sources, &toolkit)?;
+    let kept = match options.all {
+        true => sources.iter().map(|_| None).collect(),
+        false => reuse::unchanged(&folder, &sources, toolkit.version()),
+    };
+    let is_new = sources.iter().zip(&kept).filter(|(_, kept)| kept.is_none());
+    let new: Vec<Source> = is_new.map(|(source, _)| source.clone()).collect();
+    println!("nvcc {}: {} of {} sources to compile", toolkit.version(), new.len(), sources.len());
+    new.iter().for_each(|source| println!("  {}.cu", source.name));
+    let mut compiled = compile::all(&folder, &new, &toolkit)?.into_iter();
+    let outcomes = kept.into_iter().filter_map(|kept| kept.or_else(|| compiled.next())).collect();
     let manifest = write(&folder, &sources, outcomes, toolkit.version())?;
     let path = workspace::root().join(report::DOCUMENT);
     fs::write(&path, document()?).map_err(TaskError::file(&path))?;

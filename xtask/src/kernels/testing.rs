@@ -12,6 +12,9 @@ use super::manifest::{KernelRecord, Manifest};
 use super::source::Source;
 use super::{BUNDLE, PTX_VERSION};
 
+/// The version of the compilers that did not run.
+pub(super) const TOOLKIT: &str = "13.0.88";
+
 /// A folder of kernels.
 pub(super) struct Repository(tempfile::TempDir);
 
@@ -49,7 +52,7 @@ impl Repository {
     pub(super) fn rebuild(&self, ptx: impl Fn(String) -> String) -> Manifest {
         let sources = Source::read_all(self.folder()).unwrap();
         let outcomes = sources.iter().map(|source| outcome(source, &ptx)).collect();
-        super::write(self.folder(), &sources, outcomes, "13.0.88").unwrap()
+        super::write(self.folder(), &sources, outcomes, TOOLKIT).unwrap()
     }
 
     /// Writes the bundle anew with other outputs, and leaves the manifest.

@@ -91,10 +91,17 @@ impl Toolkit {
             return Ok(toolkit);
         }
         println!("installing {PACKAGES} into {}", environment.display());
-        let python = environment.join("bin/python");
-        let (environment_text, python) = (environment.to_string_lossy(), python.to_string_lossy());
-        workspace::run("python3", &["-m", "venv", "--clear", &environment_text])?;
+        // Installed beside its place: an installation that breaks off must not be taken for a toolkit later.
+        let partial = environment.with_extension("partial");
+        let (partial_text, python) = (partial.to_string_lossy(), partial.join("bin/python"));
+        let python = python.to_string_lossy();
+        workspace::run("python3", &["-m", "venv", "--clear", &partial_text])?;
         workspace::run(&python, &["-m", "pip", "install", "--quiet", "--disable-pip-version-check", PACKAGES])?;
+        if environment.exists() {
+            fs::remove_dir_all(environment).map_err(TaskError::file(environment))?;
+        }
+        fs::rename(&partial, environment).map_err(TaskError::file(environment))?;
+        let environment_text = environment.display();
         let missing = || TaskError::Message(format!("{PACKAGES} is installed in {environment_text}, but has no nvcc"));
         Self::in_environment(environment)?.ok_or_else(missing)
     }
