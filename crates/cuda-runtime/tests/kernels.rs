@@ -25,6 +25,7 @@ mod sample;
 #[path = "kernels/texts.rs"]
 mod texts;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use allotrope_cuda_emulator::machine::memory::Region;
@@ -76,6 +77,29 @@ fn every_kernel_of_the_sources_has_a_case() {
     expected.sort();
     found.sort();
     assert_eq!(expected, found);
+}
+
+#[test]
+fn every_marker_comes_out_once_and_hands_over_registers_of_its_own() {
+    for target in texts::TARGETS {
+        for (file, markers) in
+            [("linear_slots", &["rows", "input", "epilogue"][..]), ("attention_slots", &["epilogue"])]
+        {
+            let text = texts::file(file, target);
+            for kernel in entry_names(&text) {
+                let mut found = Vec::new();
+                let text = texts::kernel(file, target, kernel);
+                for line in text.lines().filter(|line| line.contains("//@")) {
+                    let words: Vec<&str> = line.trim().trim_start_matches("//@").split_whitespace().collect();
+                    let distinct: HashSet<&&str> = words.iter().collect();
+                    assert_eq!(distinct.len(), words.len(), "{kernel} for {target}: {line}");
+                    assert!(words[1..].iter().all(|word| word.starts_with("%r")), "{kernel} for {target}: {line}");
+                    found.push(words[0]);
+                }
+                assert_eq!(found, markers, "{kernel} for {target}");
+            }
+        }
+    }
 }
 
 /// Launches blocks of 128 threads with laid out parameters.
