@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use allotrope_graph::memory::MemoryPlan;
-use allotrope_graph::{DType, Definition, Dim, Graph, Input, KvCacheType, Sizes, StepInputs, TensorType, ValueId, ValueType};
+use allotrope_graph::{
+    DType, Definition, Dim, Graph, Input, KvCacheType, Sizes, StepInputs, TensorType, ValueId, ValueType,
+};
 use allotrope_runtime::device::{CacheLayout, DeviceError};
 
 use super::{ALIGNMENT, Keep, internal, within};

@@ -433,8 +433,7 @@ impl<'a> Generator<'a> {
         self.each(|g, element, result| {
             let index = g.element(place, element);
             let is_sine = g.in_second_half(index, half);
-            let (within, address, angle) =
-                (g.code.register(Class::Word), g.code.register(Class::Long), g.float());
+            let (within, address, angle) = (g.code.register(Class::Word), g.code.register(Class::Long), g.float());
             emit!(g, "rem.u32 {within}, {index}, {half};");
             emit!(g, "mad.wide.u32 {address}, {within}, 4, {base};");
             emit!(g, "ld.global.f32 {angle}, [{address}];");

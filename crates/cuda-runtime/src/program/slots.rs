@@ -307,7 +307,8 @@ impl Slot<'_> {
             .filter(|store| {
                 let value = store.value();
                 // Of a cache write, the part whose operand this bundle makes.
-                bundle.values.contains(&value) || g.graph.producer(value).is_some_and(|op| bundle.epilogue.contains(&op))
+                bundle.values.contains(&value)
+                    || g.graph.producer(value).is_some_and(|op| bundle.epilogue.contains(&op))
             })
             .collect()
     }
