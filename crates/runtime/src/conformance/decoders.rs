@@ -87,7 +87,7 @@ fn in_any_form<S: Subject>(
 }
 
 /// The graph after some passes and with its launches in the order that needs the least memory.
-fn compiled(graph: &Graph, target: &dyn Target, on: impl Fn(&Pass) -> bool) -> Graph {
+pub(crate) fn compiled(graph: &Graph, target: &dyn Target, on: impl Fn(&Pass) -> bool) -> Graph {
     let mut compiled = graph.clone();
     run_passes(&mut compiled, PIPELINE, on, target, Fuel::UNLIMITED, &mut |_, _| {}).unwrap();
     let limits = Sizes { tokens: 8, sequences: 8, logit_rows: 8, blocks: 8 };

@@ -8,6 +8,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use super::batches::{BLOCKS, plain_batch, shuffle, token};
+use super::decoders::compiled;
 use super::graphs::{Builder, DecoderSizes, decoder};
 use super::runner::Setup;
 use super::suite::Suite;
@@ -70,7 +71,8 @@ fn replays<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, quanti
     let weights = Weights::random(random, &graph);
     let steps = steps(suite, random);
     let expected = suite.run(&graph, &weights, Setup::default(), &steps);
-    let mut runner = suite.runner(&graph, &weights, Setup { record: true, ..Setup::default() });
+    let fused = compiled(&graph, suite.device.target(), |_| true);
+    let mut runner = suite.runner(&fused, &weights, Setup { record: true, ..Setup::default() });
     for (number, (step, expected)) in steps.iter().zip(&expected).enumerate() {
         runner.record = number == 0 || random.random_range(0..4) > 0;
         let found = runner.step(step);
