@@ -1,7 +1,7 @@
 //! The suite that every device must pass, on every instruction-set path.
 
 use allotrope_cpu_runtime::{CpuDevice, Isa};
-use allotrope_runtime::conformance::{self, ChaCha8Rng, Report, Subject};
+use allotrope_runtime::conformance::{self, ChaCha8Rng, Effort, Report, Subject};
 
 /// The CPU by one path, on one to three threads.
 #[derive(Debug, Clone, Copy)]
@@ -72,4 +72,41 @@ fn attention_is_the_reference_s_and_the_same_in_every_batch() {
 #[test]
 fn decoders_have_the_same_bits_in_every_form() {
     on_every_path(conformance::decoders);
+}
+
+#[test]
+fn recordings_do_what_launches_do() {
+    on_every_path(conformance::recordings);
+}
+
+#[test]
+fn misuse_is_an_error() {
+    on_every_path(conformance::misuse);
+}
+
+/// As devices run it that are emulated.
+struct Quick;
+
+impl Subject for Quick {
+    type Device = CpuDevice;
+
+    fn name(&self) -> String {
+        "cpu, small effort".to_owned()
+    }
+
+    fn open(&self, _: usize) -> CpuDevice {
+        CpuDevice::new(1, Isa::detect()).unwrap()
+    }
+
+    fn effort(&self) -> Effort {
+        Effort::Small
+    }
+}
+
+#[test]
+fn the_whole_suite_runs_at_small_effort() {
+    let report = conformance::all(&Quick, &mut conformance::random());
+    for count in [report.fused, report.in_place, report.recordings, report.elements] {
+        assert!(count > 0, "{report}");
+    }
 }

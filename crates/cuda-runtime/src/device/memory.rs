@@ -151,6 +151,12 @@ impl Memory {
         Ok(())
     }
 
+    /// Sets every byte of what steps write.
+    pub(super) fn fill(&self, stream: &Stream, byte: u8) -> Result<(), DeviceError> {
+        let caches = self.caches.iter().flatten().map(|cache| &cache.buffer);
+        caches.chain([&self.arena]).try_for_each(|buffer| Ok(stream.fill(buffer, byte)?))
+    }
+
     /// Makes the inputs those of a batch of nothing.
     pub(super) fn clear_inputs(&self, stream: &Stream) -> Result<(), DeviceError> {
         Ok(stream.fill(&self.inputs, 0)?)

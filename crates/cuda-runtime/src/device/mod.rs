@@ -81,6 +81,14 @@ impl CudaDevice {
         Ok(Self { stream, compiler, weights: None, memory: None, output: None, identity: Identity::default() })
     }
 
+    /// Sets every byte of the arena and of the KV caches, as they were allocated: for tests that look for what no kernel wrote.
+    ///
+    /// # Errors
+    /// If nothing is allocated yet, or the device fails.
+    pub fn fill_memory(&mut self, byte: u8) -> Result<(), DeviceError> {
+        self.memory()?.fill(&self.stream, byte)
+    }
+
     /// What the GPU is.
     pub fn info(&self) -> &DeviceInfo {
         self.context().info()

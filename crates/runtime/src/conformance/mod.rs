@@ -22,7 +22,9 @@ pub mod batches;
 pub mod chains;
 mod decoders;
 pub mod graphs;
+mod misuse;
 mod projections;
+mod recordings;
 mod report;
 mod row_operations;
 mod runner;
@@ -39,7 +41,9 @@ use crate::device::Device;
 pub use attention::attention;
 pub use chains::chains;
 pub use decoders::decoders;
+pub use misuse::misuse;
 pub use projections::projections;
+pub use recordings::recordings;
 pub use report::Report;
 pub use row_operations::row_operations;
 pub use runner::{Overwriting, Runner, Setup};
@@ -113,7 +117,8 @@ pub fn random() -> ChaCha8Rng {
 
 /// Runs the whole suite.
 pub fn all<S: Subject>(subject: &S, random: &mut ChaCha8Rng) -> Report {
-    let parts = [row_operations::<S>, chains::<S>, projections::<S>, attention::<S>, decoders::<S>];
+    let parts: [fn(&S, &mut ChaCha8Rng) -> Report; 7] =
+        [row_operations, chains, projections, attention, decoders, recordings, misuse];
     let mut report = Report::default();
     for part in parts {
         report.add(part(subject, random));
