@@ -41,6 +41,10 @@ impl Subject for Cuda {
         true
     }
 
+    fn heads_are_rows(&self) -> bool {
+        false
+    }
+
     /// Tensor cores add products with fewer digits than `f32` has.
     fn sum_tolerance(&self, operands: DType, inner: usize) -> f64 {
         let steps = if operands == DType::F32 { 1.0 } else { 16.0 };

@@ -1,6 +1,13 @@
 //! Runs a test in a process of its own that has the emulator as its driver, and what such tests share.
 
-#![allow(unreachable_pub, dead_code, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "for tests; each uses a part")]
+#![allow(
+    unreachable_pub,
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "for tests; each uses a part"
+)]
 
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;

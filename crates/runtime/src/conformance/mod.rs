@@ -101,6 +101,12 @@ pub trait Subject {
         false
     }
 
+    /// Whether the norm of a head has the bits of the norm of a row of the head's width. Where it is summed in another order, it
+    /// has not; no pass makes one of the other.
+    fn heads_are_rows(&self) -> bool {
+        true
+    }
+
     /// How far a product of `inner` terms may be from the reference before it is rounded to its type, as a part of the sum of the
     /// terms' magnitudes. By default what sums in `f32` keep to in any order, if they are not all in one chain of thousands.
     fn sum_tolerance(&self, _operands: DType, inner: usize) -> f64 {
