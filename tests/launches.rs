@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 
 use allotrope_cpu_runtime::CpuTarget;
 use allotrope_cuda_runtime::CudaTarget;
-use allotrope_engine::{LlmBuilder, OptimizationLevel, Plan, Prompt, SamplingParams, Statistics};
+use allotrope_engine::{LlmBuilder, OptimizationLevel, Plan, Prompt, SamplingParams, Statistics, TokenLogits};
 use allotrope_graph::Target;
 use allotrope_graph::passes::{Fuel, PIPELINE, run_passes};
 use allotrope_graph::text::launches_of_layer;
-use allotrope_tests::{checkpoint, on_the_cpu};
+use allotrope_tests::{assert_same_bits, checkpoint, on_the_cpu};
 
 const PASS_CONFIG: &str = "compilation.pass_config";
 
@@ -164,6 +164,36 @@ fn recordings_replace_launches() {
             "{name}: a decode step is one replay"
         );
         assert!(o1.recordings > 0 && o2.recordings > o1.recordings, "{name}: {} and {}", o1.recordings, o2.recordings);
+    }
+}
+
+/// The logits of a prompt and of its continuation, at once and again, with recordings made when `capture` says.
+fn logits(capture: &str) -> [TokenLogits; 2] {
+    let builder = builder("tiny-chat", OptimizationLevel::O2).set("compilation.cudagraph_capture", capture).unwrap();
+    let mut llm = builder.build().unwrap();
+    let found = [(); 2].map(|()| llm.logits(&[3, 1, 4, 1, 5], 8).unwrap());
+    let statistics = llm.statistics();
+    assert_eq!(statistics.failed_captures, 0, "{capture}");
+    match capture {
+        "startup" => assert_eq!(statistics.late_captures, 0),
+        "lazy" => assert_eq!(statistics.late_captures, statistics.recordings as u64),
+        // How many have arrived is a matter of time.
+        _ => {}
+    }
+    found
+}
+
+#[test]
+fn recordings_give_the_same_bits_whenever_they_are_made() {
+    let [expected, again] = logits("startup");
+    for (when, found) in
+        [("startup", vec![again]), ("lazy", logits("lazy").into()), ("background", logits("background").into())]
+    {
+        for found in found {
+            assert_same_bits(when, &found.prompt, &expected.prompt);
+            assert_same_bits(when, &found.steps, &expected.steps);
+            assert_eq!(found.tokens, expected.tokens, "{when}");
+        }
     }
 }
 

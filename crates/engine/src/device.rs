@@ -173,6 +173,17 @@ impl Device for AnyDevice {
         }
     }
 
+    fn prepare_all(&mut self, graph: &Graph, ledger: &mut StartupLedger) -> Result<Vec<AnyKernel>, DeviceError> {
+        Ok(match self {
+            AnyDevice::Cpu(device) => device.prepare_all(graph, ledger)?.into_iter().map(AnyKernel::Cpu).collect(),
+            AnyDevice::Cuda(device) => device.prepare_all(graph, ledger)?.into_iter().map(AnyKernel::Cuda).collect(),
+        })
+    }
+
+    fn finish_loading(&mut self) -> Result<(), DeviceError> {
+        either!(self, device => device.finish_loading())
+    }
+
     fn write_inputs(&mut self, inputs: &StepInputs) -> Result<(), DeviceError> {
         either!(self, device => device.write_inputs(inputs))
     }

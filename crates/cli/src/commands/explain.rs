@@ -75,10 +75,11 @@ fn step_text(plan: &Plan) -> Result<String, CliError> {
     let (decode, mixed) = (how(mode.decode()), how(mode.mixed()));
     let memory = memory(plan)?;
     let mut text = format!(
-        "step\nlaunches        {} as built, {} after the passes\n\
+        "step\ndevice          {}\nlaunches        {} as built, {} after the passes\n\
          pieces          {}, cut at {} and where logits begin\n\
          memory          {} bytes between launches, of which at most {} are alive at once; {} results in place\n\
          decode batches  {decode}\nmixed batches   {mixed}\n",
+        plan.device_name(),
         plan.launches_as_built(),
         plan.launches(),
         plan.pieces(),
@@ -132,6 +133,7 @@ fn step_json(plan: &Plan) -> Result<Value, CliError> {
         .collect();
     let memory = memory(plan)?;
     Ok(json!({
+        "device": plan.device_name(),
         "launches_as_built": plan.launches_as_built(),
         "launches": plan.launches(),
         "launch_labels": plan.launch_labels(),

@@ -160,6 +160,32 @@ fn a_dump_that_cannot_be_written_is_an_error_that_names_the_place() {
 }
 
 #[test]
+fn a_dump_of_a_run_has_its_recordings() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let recordings = |more: &[&str]| -> BTreeMap<String, String> {
+        generate(&[&["--debug-dump-path", path, "--quiet"], more, &["hi"]].concat()).ok();
+        let files = std::fs::read_dir(folder.path().join("recordings")).into_iter().flatten();
+        let files = files.map(|entry| entry.unwrap());
+        files
+            .map(|file| (file.file_name().into_string().unwrap(), std::fs::read_to_string(file.path()).unwrap()))
+            .collect()
+    };
+    let first = recordings(&["-O2"]);
+    let step = &first["step-8.dot"];
+    assert!(step.starts_with("digraph recording {") && step.contains("launch0 -> launch1;"), "{step}");
+    assert!(step.contains("phase 0: projections over T rows"), "{step}");
+    assert_eq!(recordings(&["-O2"]), first);
+    // What another run does not record is gone, and what is not ours stays.
+    std::fs::write(folder.path().join("recordings/mine.dot"), "mine").unwrap();
+    let whole = recordings(&["-cc.cudagraph_mode=FULL", "-cc.cudagraph_capture_sizes=4"]);
+    assert_eq!(whole.keys().filter(|name| *name != "mine.dot").count(), 3, "{:?}", whole.keys());
+    assert!(whole.contains_key("body-4.dot") && whole.contains_key("mine.dot"));
+    std::fs::remove_file(folder.path().join("recordings/mine.dot")).unwrap();
+    assert!(recordings(&["-O0"]).is_empty() && !folder.path().join("recordings").exists());
+}
+
+#[test]
 fn answers_are_the_same_while_dumping_and_with_little_fuel() {
     let folder = TempDir::new().unwrap();
     let question = ["--quiet", "What is 7 + 8?"];

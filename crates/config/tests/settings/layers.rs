@@ -150,6 +150,16 @@ fn the_user_file_follows_the_convention() {
 }
 
 #[test]
+fn kernels_are_kept_where_the_convention_says() {
+    let folder = |variables: &[(&str, &str)]| environment(variables, None).kernel_cache();
+    assert_eq!(folder(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/c")]), Some("/c/allotrope/kernels".into()));
+    assert_eq!(folder(&[("HOME", "/h"), ("XDG_CACHE_HOME", "relative")]), Some("/h/.cache/allotrope/kernels".into()));
+    assert_eq!(folder(&[("XDG_CACHE_HOME", "")]), None);
+    let options = load(&[("ALLOTROPE_CUDA__KERNEL_CACHE", "none")]).unwrap();
+    assert_eq!(value_of(&options, "cuda.kernel_cache").0, json!(null));
+}
+
+#[test]
 fn a_list_is_appended_to_what_weaker_layers_say() {
     let mut said = Options::new();
     let source = Source::CommandLine { flag: "-cc.cudagraph_capture_sizes".to_owned() };

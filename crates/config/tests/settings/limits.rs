@@ -1,8 +1,8 @@
 //! Defaults that are lowered with a reason, and explicit values that are refused for the same reason.
 
 use allotrope_config::{
-    ActivationQuantization, AttentionGraphSupport, CompilationMode, DeviceFacts, GraphMode, ModelFacts,
-    OptimizationLevel, Options, Problem, Settings, SettingsError, Source, resolve, resolve_with,
+    ActivationQuantization, AttentionGraphSupport, CompilationMode, DeviceChoice, DeviceFacts, GraphMode, ModelFacts,
+    OptimizationLevel, Options, Problem, Settings, SettingsError, Source, device_choice, resolve, resolve_with,
 };
 
 use crate::facts::{device, model};
@@ -47,6 +47,51 @@ fn explicit_kernel_settings_that_the_device_lacks_are_refused() {
     refused(on_cpu(&[("kernel.autotune", "true")]), "kernel.autotune", "cpu has no kernel variants to tune");
     refused(on_cpu(&[("kernel.persistent_decode", "true")]), "kernel.persistent_decode", "resident program");
     assert!(on_cpu(&[("kernel.autotune", "false"), ("optimization_level", "3")]).is_ok());
+}
+
+/// A GPU: memory of its own, and no other layout of weights.
+fn gpu(available_memory: u64) -> DeviceFacts {
+    DeviceFacts { available_memory, dedicated_memory: true, repack_weights: false, ..device("capable") }
+}
+
+#[test]
+fn weights_keep_their_layout_where_there_is_no_other() {
+    let on_gpu = |values: &[(&str, &str)]| resolve(&said(values), &model("plain"), &gpu(64 << 30));
+    let repack_weights = on_gpu(&[]).unwrap().kernel.repack_weights;
+    assert!(!repack_weights.value);
+    let reason = "instead of true: the kernels of capable read weights as they are stored";
+    assert_eq!(repack_weights.reason.as_deref(), Some(reason));
+    let asked = on_gpu(&[("kernel.repack_weights", "true")]);
+    refused(asked, "kernel.repack_weights", "read weights as they are stored; write kernel.repack_weights=false");
+    assert!(on_gpu(&[("kernel.repack_weights", "false")]).is_ok());
+}
+
+#[test]
+fn on_a_gpu_the_kv_cache_gets_what_the_weights_leave() {
+    // 1 MiB a token: no share holds 32 sequences of 8192 tokens.
+    let heavy = |weight_bytes| ModelFacts { kv_bytes_per_token: 1 << 20, weight_bytes, ..model("plain") };
+    let on_gpu = |values: &[(&str, &str)], weights| resolve(&said(values), &heavy(weights), &gpu(100 << 30));
+    let cache = on_gpu(&[], 30 << 30).unwrap().cache.kv_cache_memory;
+    assert_eq!(cache.value, 60 << 30);
+    let reason = "what the weights leave of nine tenths of the free memory of capable";
+    assert_eq!(cache.reason.as_deref(), Some(reason));
+    assert!(on_gpu(&[("cache.kv_cache_memory", "70GiB")], 30 << 30).is_ok());
+    let more = on_gpu(&[("cache.kv_cache_memory", "71GiB")], 30 << 30);
+    refused(more, "cache.kv_cache_memory", "capable has 70 GiB available beside the weights; write at most");
+    // Of a small model, all sequences fit, and no more is taken.
+    let small = on_gpu(&[("scheduler.max_num_seqs", "2")], 1 << 30).unwrap().cache.kv_cache_memory;
+    assert_eq!(small.value, 16 << 30);
+    refused(on_gpu(&[], 100 << 30), "cache.kv_cache_memory", "capable has 0 bytes available beside the weights");
+}
+
+#[test]
+fn the_choice_of_a_device_is_known_before_the_device_is() {
+    assert_eq!(device_choice(&Options::new()).unwrap().value, DeviceChoice::Auto);
+    let choice = device_choice(&said(&[("device", "CUDA")])).unwrap();
+    assert_eq!((choice.value, choice.source.to_string().as_str()), (DeviceChoice::Cuda, "command line --device"));
+    let mut options = Options::new();
+    let error = options.set("device", "gpu", Source::Builder).unwrap_err().to_string();
+    assert!(error.contains("`device` cannot be `gpu`") && error.contains("cuda"), "{error}");
 }
 
 #[test]

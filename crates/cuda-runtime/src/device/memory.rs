@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use allotrope_graph::memory::MemoryPlan;
-use allotrope_graph::{DType, Definition, Dim, Graph, Input, KvCacheType, Sizes, StepInputs, TensorType, ValueId, ValueType};
+use allotrope_graph::{
+    DType, Definition, Dim, Graph, Input, KvCacheType, Sizes, StepInputs, TensorType, ValueId, ValueType,
+};
 use allotrope_runtime::device::{CacheLayout, DeviceError};
 
 use super::{ALIGNMENT, Keep, internal, within};
@@ -147,6 +149,12 @@ impl Memory {
             stream.copy_to_device(&self.inputs, range.start, &self.staging, range)?;
         }
         Ok(())
+    }
+
+    /// Sets every byte of what steps write.
+    pub(super) fn fill(&self, stream: &Stream, byte: u8) -> Result<(), DeviceError> {
+        let caches = self.caches.iter().flatten().map(|cache| &cache.buffer);
+        caches.chain([&self.arena]).try_for_each(|buffer| Ok(stream.fill(buffer, byte)?))
     }
 
     /// Makes the inputs those of a batch of nothing.

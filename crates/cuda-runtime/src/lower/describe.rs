@@ -44,7 +44,8 @@ fn lines(graph: &Graph, ops: &[OpId], plan: &LaunchPlan) -> String {
             let _ = write!(text, "\n  before the products: {}", names(graph, &slots.prologue));
         }
         for bundle in &slots.bundles {
-            let values: Vec<String> = bundle.values.iter().map(|value| format!("%{}", graph.value(*value).name)).collect();
+            let values: Vec<String> =
+                bundle.values.iter().map(|value| format!("%{}", graph.value(*value).name)).collect();
             if !bundle.epilogue.is_empty() {
                 let _ = write!(text, "\n  after {}: {}", values.join(", "), names(graph, &bundle.epilogue));
             }

@@ -118,10 +118,5 @@ pub fn plan(graph: &Graph, ops: &[OpId], features: Features) -> Result<LaunchPla
     Ok(LaunchPlan { rows, variants })
 }
 
-/// Whether a value is made by one of these operations.
-fn is_made_by(graph: &Graph, ops: &[OpId], value: allotrope_graph::ValueId) -> bool {
-    graph.producer(value).is_some_and(|op| ops.contains(&op))
-}
-
 /// The live sizes as the first thing in a parameter.
 const SIZES: Word = Word::Pointer(Pointer::Sizes);

@@ -212,20 +212,14 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// The row of a tensor in global memory.
+    /// A row of a tensor in global memory; without a row, a vector that all rows share.
     pub(super) fn global_row(&mut self, value: ValueId, row: Option<Register>) -> Row {
         let (dtype, width) = (self.dtype(value), self.width(value));
-        let vector = self.graph.tensor_type(value).is_some_and(|tensor| tensor.shape.len() == 1);
         let base = self.pointer(Pointer::Value(value));
-        let address = match row {
-            Some(row) if !vector => {
-                let address = self.code.register(Class::Long);
-                emit!(self, "mad.wide.u32 {address}, {row}, {}, {base};", width * dtype.size_in_bytes());
-                address
-            }
-            _ => base,
-        };
-        Row { address, space: Space::Global, dtype, aligned: vector || width.is_multiple_of(CHUNK) }
+        let Some(row) = row else { return Row { address: base, space: Space::Global, dtype, aligned: true } };
+        let address = self.code.register(Class::Long);
+        emit!(self, "mad.wide.u32 {address}, {row}, {}, {base};", width * dtype.size_in_bytes());
+        Row { address, space: Space::Global, dtype, aligned: width.is_multiple_of(CHUNK) }
     }
 
     /// The elements of a value at a place, rounded to its type.
@@ -433,8 +427,7 @@ impl<'a> Generator<'a> {
         self.each(|g, element, result| {
             let index = g.element(place, element);
             let is_sine = g.in_second_half(index, half);
-            let (within, address, angle) =
-                (g.code.register(Class::Word), g.code.register(Class::Long), g.float());
+            let (within, address, angle) = (g.code.register(Class::Word), g.code.register(Class::Long), g.float());
             emit!(g, "rem.u32 {within}, {index}, {half};");
             emit!(g, "mad.wide.u32 {address}, {within}, 4, {base};");
             emit!(g, "ld.global.f32 {angle}, [{address}];");

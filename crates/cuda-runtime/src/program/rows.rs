@@ -37,6 +37,14 @@ pub(super) enum Store {
 }
 
 impl Store {
+    /// The operation, if it is a cache write.
+    pub(super) const fn cache_write(&self) -> Option<OpId> {
+        match self {
+            Store::Value(_) => None,
+            Store::Keys(op, ..) | Store::Values(op, ..) => Some(*op),
+        }
+    }
+
     /// The value whose elements are written.
     pub(super) const fn value(&self) -> ValueId {
         match self {

@@ -179,6 +179,17 @@ fn a_recorder_that_dies_is_missed() {
 }
 
 #[test]
+fn what_a_dead_device_says_is_what_a_step_says() {
+    for mode in [GraphMode::None, GraphMode::FullAndPiecewise] {
+        let device = Scribe { is_dead: true, ..Scribe::default() };
+        let mut executor = build(device, graph(), options(mode, GraphCapture::Startup, false)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(executor.step(&batch(&[1])).unwrap_err().to_string(), "scribe: the pen broke");
+        }
+    }
+}
+
+#[test]
 fn recordings_are_shown_by_name() {
     let executor = executor(GraphMode::FullAndPiecewise, GraphCapture::Startup, false);
     let texts = executor.recordings_text();

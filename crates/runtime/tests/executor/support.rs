@@ -25,6 +25,8 @@ pub(crate) enum Call {
 pub(crate) struct Scribe {
     pub(crate) calls: Arc<Mutex<Vec<Call>>>,
     pub(crate) logits: Vec<f32>,
+    /// Every launch and replay fails.
+    pub(crate) is_dead: bool,
     /// Recordings fail for which this says so, of their groups and tokens.
     pub(crate) fails: Option<fn(&[usize], usize) -> bool>,
     /// Recording takes until somebody lets it go on: one permit for each recording.
@@ -34,6 +36,11 @@ pub(crate) struct Scribe {
 impl Scribe {
     fn write(&self, call: Call) {
         self.calls.lock().unwrap().push(call);
+    }
+
+    fn alive(&self) -> Result<(), DeviceError> {
+        let dead = || DeviceError::Environment { device: "scribe".into(), message: "the pen broke".into() };
+        if self.is_dead { Err(dead()) } else { Ok(()) }
     }
 
     pub(crate) fn calls(&self) -> Vec<Call> {
@@ -99,6 +106,7 @@ impl Device for Scribe {
         Ok(())
     }
     fn launch(&mut self, kernel: &usize, _: &Sizes) -> Result<(), DeviceError> {
+        self.alive()?;
         self.write(Call::Launch(*kernel));
         Ok(())
     }
@@ -117,6 +125,7 @@ impl Device for Scribe {
         Some(1000 - 10 * recorded as u64)
     }
     fn replay(&mut self, recording: &Recording, sizes: &Sizes) -> Result<(), DeviceError> {
+        self.alive()?;
         let limits = recording.limits;
         assert!(sizes.tokens <= limits.tokens && sizes.logit_rows <= limits.logit_rows, "{sizes:?} in {limits:?}");
         let size = if recording.groups.first() > Some(&3) { limits.logit_rows } else { limits.tokens };
