@@ -157,6 +157,14 @@ pub trait Device {
         None
     }
 
+    /// Whether the device can still run anything.
+    ///
+    /// # Errors
+    /// The failure that it did not survive.
+    fn health(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// Bytes of the device's memory that are free now, if the device has memory of its own.
     fn free_memory(&self) -> Option<u64> {
         None

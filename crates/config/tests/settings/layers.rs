@@ -75,6 +75,14 @@ fn an_unknown_variable_is_a_warning_or_under_strict_an_error() {
 }
 
 #[test]
+fn the_variables_of_the_cuda_emulator_are_none_of_ours() {
+    let variables = [("ALLOTROPE_EMULATOR_SEED", "1"), ("ALLOTROPE_EMULATOR_FAIL", "cuInit:1:100")];
+    let strict = Sources { strict_environment: true, ..Sources::default() };
+    let options = load_from(Options::new(), &strict, &environment(&variables, None)).unwrap();
+    assert!(options.is_empty() && options.warnings().is_empty());
+}
+
+#[test]
 fn what_kubernetes_injects_is_passed_over() {
     let injected = [
         "ALLOTROPE_PORT",
