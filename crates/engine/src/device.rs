@@ -75,6 +75,16 @@ pub(crate) enum AnyDevice {
     Cuda(Box<CudaDevice>),
 }
 
+impl AnyDevice {
+    /// The kernels that may run a group, by their names; none on the CPU, where a launch is not one kernel.
+    pub(crate) fn kernels(&self, graph: &Graph, group: usize) -> Vec<String> {
+        match self {
+            AnyDevice::Cpu(_) => Vec::new(),
+            AnyDevice::Cuda(device) => device.kernels(graph, group),
+        }
+    }
+}
+
 /// A kernel of one of them.
 #[derive(Clone)]
 pub(crate) enum AnyKernel {

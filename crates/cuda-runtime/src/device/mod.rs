@@ -94,6 +94,11 @@ impl CudaDevice {
         self.context().info()
     }
 
+    /// The kernels that may run a group, by their names: that for the fewest rows first.
+    pub fn kernels(&self, graph: &Graph, group: usize) -> Vec<String> {
+        lower::kernels(graph, group, Features::of(self.info().capability))
+    }
+
     fn context(&self) -> &Context {
         self.stream.context()
     }

@@ -10,7 +10,7 @@ use allotrope_graph::{Dim, Graph, OpId, OpKind};
 
 use crate::program::{Features, MOST_POINTERS, Pointer, RowProgram};
 
-pub use describe::describe;
+pub use describe::{describe, kernels};
 pub use parameter::{Parameter, Word};
 
 /// The most dynamic shared memory that a launch may ask for, in bytes: what every architecture from 8.0 on can give a block.
@@ -37,6 +37,16 @@ pub enum KernelCode {
         /// What its slots are filled with.
         slots: Slots,
     },
+}
+
+impl KernelCode {
+    /// The kernel's name.
+    pub fn entry(&self) -> &str {
+        match self {
+            KernelCode::Bundled { entry, .. } | KernelCode::Filled { entry, .. } => entry,
+            KernelCode::Generated(program) => program.entry,
+        }
+    }
 }
 
 /// What the slots of a template are filled with, apart from the graph.
