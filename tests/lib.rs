@@ -85,10 +85,13 @@ pub fn checkpoint(name: &str) -> PathBuf {
     here().join(folder).join(name)
 }
 
-/// The folder of this package.
+/// The folder of this package; where the tests were taken to another machine, that below `ALLOTROPE_TEST_ROOT`.
 #[must_use]
 pub fn here() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    match std::env::var_os("ALLOTROPE_TEST_ROOT") {
+        Some(root) => PathBuf::from(root).join("tests"),
+        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")),
+    }
 }
 
 /// What transformers computes from a checkpoint in float32.

@@ -7,6 +7,7 @@ mod docs;
 mod emulate;
 mod error;
 mod fixtures;
+mod gpu_archive;
 mod kernels;
 mod runner;
 mod tidy;
@@ -37,8 +38,11 @@ enum Task {
     Docs(docs::Options),
     /// Run a program on the CUDA emulator, which takes the place of a GPU and its driver: `cargo xtask emulate -- COMMAND`
     Emulate(emulate::Options),
-    /// Make the test checkpoints, their reference logits and the questions again (needs Python with torch and transformers)
+    /// Make the test checkpoints, their reference logits and the questions again (needs Python with torch and transformers); with
+    /// --preset, a checkpoint of a known shape with random weights
     Fixtures(fixtures::Options),
+    /// Build an archive that tests and measures on a machine with a GPU and its driver alone
+    GpuArchive(gpu_archive::Options),
     /// Compile the CUDA kernels into the bundle that the program embeds, check that it is current, or print what they take
     Kernels(kernels::Options),
     /// Check the rules of the source tree that no compiler checks
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Task::Docs(options) => docs::run(&options),
         Task::Emulate(options) => emulate::run(&options),
         Task::Fixtures(options) => fixtures::run(&options),
+        Task::GpuArchive(options) => gpu_archive::run(&options),
         Task::Kernels(options) => kernels::run(&options),
         Task::Tidy => tidy::run(),
         Task::Validate => validate::run(),

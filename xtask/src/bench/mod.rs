@@ -6,7 +6,7 @@
 
 mod agreement;
 mod machine;
-mod page_cache;
+pub(crate) mod page_cache;
 mod passes;
 mod process;
 mod report;

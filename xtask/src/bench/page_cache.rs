@@ -13,7 +13,7 @@ use crate::workspace;
 ///
 /// # Errors
 /// If a file can't be opened, or the file system refuses.
-pub(super) fn drop_files(folder: &Path) -> Result<(), TaskError> {
+pub(crate) fn drop_files(folder: &Path) -> Result<(), TaskError> {
     for path in workspace::files_below(folder)? {
         let file = File::open(&path).map_err(TaskError::file(&path))?;
         // Pages that are still to be written can't be dropped. A file system that can't sync has none.
@@ -27,7 +27,7 @@ pub(super) fn drop_files(folder: &Path) -> Result<(), TaskError> {
 ///
 /// # Errors
 /// If the folder can't be read.
-pub(super) fn checkpoint_bytes(folder: &Path) -> Result<u64, TaskError> {
+pub(crate) fn checkpoint_bytes(folder: &Path) -> Result<u64, TaskError> {
     let mut bytes = 0;
     for path in workspace::files_below(folder)? {
         if path.extension().is_some_and(|ending| ending == "safetensors") {

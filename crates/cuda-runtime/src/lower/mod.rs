@@ -8,7 +8,7 @@ mod parameter;
 
 use allotrope_graph::{Dim, Graph, OpId, OpKind};
 
-use crate::program::{Features, Pointer, RowProgram};
+use crate::program::{Features, MOST_POINTERS, Pointer, RowProgram};
 
 pub use describe::{describe, kernels};
 pub use parameter::{Parameter, Word};
@@ -126,6 +126,34 @@ pub fn plan(graph: &Graph, ops: &[OpId], features: Features) -> Result<LaunchPla
         vec![Variant { most_rows: usize::MAX, code, grid, shared_memory: 0, parameter }]
     };
     Ok(LaunchPlan { rows, variants })
+}
+
+/// Whether there is a kernel for these operations together, as far as sizes and types decide it.
+///
+/// # Errors
+/// In words, why there is none.
+pub(crate) fn check(graph: &Graph, ops: &[OpId]) -> Result<(), String> {
+    let first = ops.first().ok_or("a launch without operations")?;
+    // An entry for each operand from outside, for each attribute, and for each result; the live sizes and keys beside values.
+    let operands: usize = ops.iter().map(|op| graph.op(*op).inputs.len()).sum();
+    let entries = operands + 2 * ops.len() + 2;
+    if entries > MOST_POINTERS && entries - internal_operands(graph, ops) > MOST_POINTERS {
+        return Err(format!("one launch names at most {MOST_POINTERS} values and numbers"));
+    }
+    let has = |is: fn(&OpKind) -> bool| ops.iter().any(|op| is(&graph.op(*op).kind));
+    if has(|kind| matches!(kind, OpKind::Linear { .. })) {
+        linear::variants(graph, ops, graph.rows_of(*first)?).map(drop)
+    } else if has(|kind| matches!(kind, OpKind::Attention { .. })) {
+        attention::variant(graph, ops).map(drop)
+    } else {
+        Ok(())
+    }
+}
+
+/// Operands that the operations make themselves, which need no entry.
+fn internal_operands(graph: &Graph, ops: &[OpId]) -> usize {
+    let operands = ops.iter().flat_map(|op| &graph.op(*op).inputs);
+    operands.filter(|value| graph.producer(**value).is_some_and(|op| ops.contains(&op))).count()
 }
 
 /// The live sizes as the first thing in a parameter.

@@ -386,7 +386,7 @@ impl<'a> Generator<'a> {
         self.rounded(dtype, result)
     }
 
-    /// Each head is summed up by one thread, one element after the other.
+    /// Each head is summed up by one thread: eight sums of every eighth element, then these in pairs.
     fn head_norm(&mut self, id: OpId, heads: usize, epsilon: f32, place: Place) -> Numbers {
         let op = self.graph.op(id);
         let head = (self.width(op.output) / heads.max(1)).max(1);
@@ -394,8 +394,7 @@ impl<'a> Generator<'a> {
         let one_head = matches!(place.elements, Elements::Run(_)) && head.is_multiple_of(CHUNK);
         let mut inverses: Vec<Register> = Vec::with_capacity(CHUNK);
         for element in 0..if one_head { 1 } else { CHUNK } {
-            let squares = self.float();
-            emit!(self, "mov.f32 {squares}, 0f00000000;");
+            let sums = self.each(|g, _, sum| emit!(g, "mov.f32 {sum}, 0f00000000;"));
             for chunk in 0..head.div_ceil(CHUNK) {
                 let transform = match one_head {
                     true => Transform::OfHead { head, chunk },
@@ -403,14 +402,27 @@ impl<'a> Generator<'a> {
                 };
                 let part = self.transformed(place, transform);
                 let x = self.operand(op, 0, part);
-                for number in x.into_iter().take(head - chunk * CHUNK) {
-                    emit!(self, "fma.rn.f32 {squares}, {number}, {number}, {squares};");
+                for (number, sum) in x.into_iter().zip(sums).take(head - chunk * CHUNK) {
+                    emit!(self, "fma.rn.f32 {sum}, {number}, {number}, {sum};");
                 }
             }
+            let squares = self.sum_of_eight(sums);
             inverses.push(self.inverse_root_mean_square(squares, head, epsilon));
         }
         let inverses = std::array::from_fn(|element| inverses[element.min(inverses.len() - 1)]);
         self.normalized(op, place, inverses, place)
+    }
+
+    /// The sum of eight numbers, in pairs.
+    fn sum_of_eight(&mut self, mut sums: Numbers) -> Register {
+        for distance in [4, 2, 1] {
+            for element in 0..distance {
+                let sum = self.float();
+                emit!(self, "add.rn.f32 {sum}, {}, {};", sums[element], sums[element + distance]);
+                sums[element] = sum;
+            }
+        }
+        sums[0]
     }
 
     fn angles(&mut self, id: OpId, frequencies: &[f32], scaling: f32, place: Place) -> Numbers {
