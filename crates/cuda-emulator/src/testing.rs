@@ -75,6 +75,7 @@ pub fn seed() -> u64 {
 ///
 /// # Panics
 /// If the test fails, or the emulator reports a fault: with what was written.
+#[allow(clippy::panic, reason = "a test that can't be run fails")]
 pub fn outside(test: &str, settings: &[(&str, &str)]) -> Option<String> {
     let folder = match on_a_gpu() {
         true => return None,
@@ -106,6 +107,19 @@ pub fn give(command: &mut Command) -> io::Result<u64> {
     let seed = seed();
     command.env(LIBRARY_PATH, library_path()?).env(SEED, seed.to_string());
     Ok(seed)
+}
+
+/// Gives a process what tests run on: the emulator as [`give`] does; on a GPU, the driver that this process has.
+///
+/// # Errors
+/// As [`library_path`].
+pub fn give_device(command: &mut Command) -> io::Result<()> {
+    if !on_a_gpu() {
+        return give(command).map(drop);
+    }
+    // The machine may need it to find its driver.
+    command.envs(env::var_os(LIBRARY_PATH).map(|path| (LIBRARY_PATH, path)));
+    Ok(())
 }
 
 /// Sees to it that a process finds no driver, whatever the machine has: under every name that is looked for, the folder gets a

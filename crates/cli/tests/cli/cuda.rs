@@ -21,15 +21,10 @@ fn emulated(variables: &[(&str, &str)], subcommand: &str, more: &[&str]) -> Run 
 
 /// The same on what tests of CUDA are to run on.
 fn on_cuda(subcommand: &str, more: &[&str]) -> Run {
-    let more = [&["--device", "cuda"], more].concat();
-    if !testing::on_a_gpu() {
-        return emulated(&[], subcommand, &more);
-    }
     let folder = TempDir::new().unwrap();
-    let mut command = command(&folder, &with_model(subcommand, &more));
-    // The machine may need it to find its driver.
-    let path = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    command.env("LD_LIBRARY_PATH", path).output().unwrap().into()
+    let mut command = command(&folder, &with_model(subcommand, &[&["--device", "cuda"], more].concat()));
+    testing::give_device(&mut command).unwrap();
+    command.output().unwrap().into()
 }
 
 /// Runs the binary where there is no driver, whatever the machine has.

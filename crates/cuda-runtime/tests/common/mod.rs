@@ -47,7 +47,7 @@ pub fn outside(test: &str, settings: &[(&str, &str)]) -> Option<String> {
 /// `ALLOTROPE_TEST_DEVICE=cuda`, right here on the machine's GPU (`true`). Elsewhere nothing, once such a process has run it; what that
 /// wrote is printed.
 pub fn on_the_device(test: &str, settings: &[(&str, &str)]) -> Option<bool> {
-    if std::env::var("ALLOTROPE_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+    if allotrope_cuda_emulator::testing::on_a_gpu() {
         return Some(true);
     }
     match outside(test, settings) {
