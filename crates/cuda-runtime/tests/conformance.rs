@@ -52,48 +52,83 @@ impl Subject for Cuda {
     }
 }
 
-/// Runs a part of the suite.
-fn run(test: &str, part: fn(&Cuda, &mut ChaCha8Rng) -> Report) {
+/// A part of the suite.
+type Part = fn(&Cuda, &mut ChaCha8Rng) -> Report;
+
+/// Runs parts of the suite.
+fn run(test: &str, parts: &[Part]) {
+    run_with(test, parts, &[]);
+}
+
+fn run_with(test: &str, parts: &[Part], settings: &[(&str, &str)]) {
     let seed = common::fresh_seed().to_string();
-    let Some(on_a_gpu) = on_the_device(test, &[("ALLOTROPE_EMULATOR_SEED", &seed)]) else { return };
+    let settings = [settings, &[("ALLOTROPE_EMULATOR_SEED", &seed)]].concat();
+    let Some(on_a_gpu) = on_the_device(test, &settings) else { return };
     let cache = tempfile::tempdir().unwrap();
     let effort = if on_a_gpu { Effort::Full } else { Effort::Small };
-    let report = part(&Cuda { effort, cache: Some(cache.path().to_owned()) }, &mut conformance::random());
-    assert!(report.elements > 0 || test == "misuse", "{report}");
-    println!("{test}: {report}");
+    let subject = Cuda { effort, cache: Some(cache.path().to_owned()) };
+    for part in parts {
+        let report = part(&subject, &mut conformance::random());
+        assert!(report.elements > 0, "{report}");
+        println!("{test}: {report}");
+    }
+}
+
+/// The code for another architecture than that of the other tests. A GPU has the one that it has.
+fn run_as(test: &str, capability: &str) {
+    if std::env::var("ALLOTROPE_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+        return;
+    }
+    let parts: [Part; 3] = [conformance::row_operations, conformance::projections, conformance::decoders];
+    run_with(test, &parts, &[("ALLOTROPE_EMULATOR_CAPABILITY", capability)]);
 }
 
 #[test]
 fn row_operations() {
-    run("row_operations", conformance::row_operations);
+    run("row_operations", &[conformance::row_operations]);
 }
 
 #[test]
 fn chains() {
-    run("chains", conformance::chains);
+    run("chains", &[conformance::chains]);
 }
 
 #[test]
 fn projections() {
-    run("projections", conformance::projections);
+    run("projections", &[conformance::projections]);
 }
 
 #[test]
 fn attention() {
-    run("attention", conformance::attention);
+    run("attention", &[conformance::attention]);
 }
 
 #[test]
 fn decoders() {
-    run("decoders", conformance::decoders);
+    run("decoders", &[conformance::decoders]);
 }
 
 #[test]
 fn recordings() {
-    run("recordings", conformance::recordings);
+    run("recordings", &[conformance::recordings]);
 }
 
 #[test]
 fn misuse() {
-    run("misuse", conformance::misuse);
+    run("misuse", &[conformance::misuse]);
+}
+
+#[test]
+fn capability_8_0() {
+    run_as("capability_8_0", "8.0");
+}
+
+#[test]
+fn capability_8_9() {
+    run_as("capability_8_9", "8.9");
+}
+
+#[test]
+fn capability_12_0() {
+    run_as("capability_12_0", "12.0");
 }

@@ -133,7 +133,8 @@ impl Memory {
         within(&sizes, &self.limits)?;
         let staging = self.staging.as_mut_slice::<i32>()?;
         let live = [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks].map(|dim| sizes.of(dim) as i32);
-        let mut copies = vec![0..SIZES_BYTES];
+        let mut copies = Vec::with_capacity(1 + self.places.len());
+        copies.push(0..SIZES_BYTES);
         staging.get_mut(..live.len()).ok_or_else(|| internal("no room for sizes"))?.copy_from_slice(&live);
         for (input, place) in &self.places {
             let elements = inputs.get(*input);

@@ -512,7 +512,7 @@ impl<'a> Generator<'a> {
             let part = self.operand(op, number, part);
             result = Some(match result {
                 None => part,
-                Some(before) => self.from_there_on(place, &sizes, along, shift, before, part),
+                Some(before) => self.chosen_from(place, &sizes, along, shift, before, part),
             });
             shift += limit;
         }
@@ -520,7 +520,7 @@ impl<'a> Generator<'a> {
     }
 
     /// `after` where the coordinate along an axis is at least `shift`, else `before`.
-    fn from_there_on(
+    fn chosen_from(
         &mut self,
         place: Place,
         sizes: &[usize],

@@ -6,7 +6,7 @@ use allotrope_graph::{Graph, OpId, OpKind, ValueId};
 
 use super::code::{Block, Class, Register, emit};
 use super::generator::{Features, Generator, ParameterArray, Scalar, Tile};
-use super::place::{CHUNK, Elements, Place};
+use super::place::{CHUNK, Elements, Mask, Place};
 use super::pointers::Pointers;
 use super::rows::{BLOCK, Store, Team, team_for};
 use super::stores::stores;
@@ -334,7 +334,7 @@ impl Slot<'_> {
         bundle: &Bundle,
         base: Register,
         first_column: Register,
-    ) -> (Place, Option<[Register; CHUNK]>) {
+    ) -> (Place, Option<Mask>) {
         if let Some(place) = g.chunks.get(&(bundle.columns, 0, 0)) {
             let place = *place;
             let valid = self.tile_valid(g, bundle, base, first_column);
@@ -366,7 +366,7 @@ impl Slot<'_> {
         bundle: &Bundle,
         base: Register,
         first_column: Register,
-    ) -> Option<[Register; CHUNK]> {
+    ) -> Option<Mask> {
         if bundle.tile_columns.is_multiple_of(CHUNK) && bundle.columns.is_multiple_of(CHUNK) {
             return None;
         }
