@@ -1,10 +1,10 @@
-// Causal attention of grouped queries over a paged cache; prefill and decode alike, since a token needs no more than its
-// sequence and its position.
+// Causal attention of grouped queries over a paged cache; prefill and decode alike, since a token needs no more than
+// its sequence and its position.
 //
-// Grid: (tokens, kv heads). Token t sees the positions 0..=positions[t] of the sequence whose row of the block tables is
-// token_sequences[t]; position -1 is padding, whose result is zero. Position q lies in slot
-// block_tables[sequence][q / block_size] * block_size + q % block_size. Queries are [tokens, heads * head_dim], keys and
-// values [slots, kv_heads * head_dim]. With head_dim a multiple of 8, keys and values are at multiples of 16 bytes.
+// Grid: (tokens, kv heads). Token t sees the positions 0..=positions[t] of the sequence whose row of the block tables
+// is token_sequences[t]; position -1 is padding, whose result is zero. Position q lies in slot
+// block_tables[sequence][q / block_size] * block_size + q % block_size. Queries are [tokens, heads * head_dim], keys
+// and values [slots, kv_heads * head_dim]. With head_dim a multiple of 8, keys and values are at multiples of 16 bytes.
 //
 // The context is walked in tiles of fixed size from position 0 on, so a token's bits depend on its context alone.
 //

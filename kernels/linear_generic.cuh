@@ -21,7 +21,8 @@ struct GenericProduct {
         const Element* weight = static_cast<const Element*>(operand.weight);
         uint32_t k = k0 + threadIdx.x % DEPTH;
 #pragma unroll 4
-        for (uint32_t line = threadIdx.x / DEPTH; line < COLUMN_STEP; line += THREADS / DEPTH) {
+        for (uint32_t i = 0; i < COLUMN_STEP; i += THREADS / DEPTH) {
+            uint32_t line = threadIdx.x / DEPTH + i;
             bool present = k < operand.inner && line < step.columns;
             size_t offset = static_cast<size_t>(step.column0 + line) * operand.inner + k;
             weights[line * LINE + threadIdx.x % DEPTH] = present ? to_float(weight[offset]) : 0.0f;

@@ -90,10 +90,11 @@ struct TensorProduct {
         }
         address += COLUMN_STEP * LINE_BYTES;
 #pragma unroll 1
-        for (uint32_t line = threadIdx.x / 8; line < ROWS; line += THREADS / 8) {
+        for (uint32_t i = 0; i < ROWS; i += THREADS / 8) {
+            uint32_t line = threadIdx.x / 8 + i;
             if (within && line < step.live) {
                 Policy::template chunk<Element>(step, address + place(line, chunk), line, element);
-            } else {
+            } else if (ROWS >= THREADS / 8 || line < ROWS) {
                 asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(address + place(line, chunk)), "r"(0)
                              : "memory");
             }

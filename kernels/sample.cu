@@ -16,7 +16,7 @@ struct ArgmaxParams {
 struct SampleRow {
     // Zero asks for the likeliest token.
     float temperature;
-    uint32_t unused;
+    uint32_t padding;
     // A row's randomness is a function of these two alone.
     uint64_t seed, counter;
 };

@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use allotrope_config::RuntimeMode;
 use allotrope_cpu_runtime::{CpuDevice, Isa};
-use allotrope_engine::OptimizationLevel;
+use allotrope_cuda_runtime::{CudaDevice, CudaOptions};
+use allotrope_engine::{OptimizationLevel, Plan};
 use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::{Sizes, StepInputs};
 use allotrope_model::Checkpoint;
-use allotrope_runtime::{CacheLayout, Executor, ExecutorOptions, StartupLedger};
+use allotrope_runtime::{CacheLayout, Device, Executor, ExecutorOptions, StartupLedger};
 
 use crate::on_the_cpu;
 
@@ -18,8 +20,8 @@ const BLOCK_SIZE: usize = 16;
 const BLOCKS: usize = 8;
 
 /// Several sequences that run together, each in KV blocks scattered over the cache.
-pub struct BatchRunner {
-    executor: Executor<CpuDevice>,
+pub struct BatchRunner<D: Device = CpuDevice> {
+    executor: Executor<D>,
     /// Tokens of each sequence that have run.
     computed: Vec<usize>,
 }
@@ -28,32 +30,54 @@ impl BatchRunner {
     /// Loads a checkpoint at a level, for `sequences` sequences and steps of at most `tokens` tokens, on so many threads
     /// with the kernels of an instruction set.
     #[must_use]
-    pub fn new(
-        folder: &Path,
-        level: OptimizationLevel,
-        [sequences, tokens]: [usize; 2],
-        threads: usize,
-        isa: Isa,
-    ) -> Self {
+    pub fn new(folder: &Path, level: OptimizationLevel, shape: [usize; 2], threads: usize, isa: Isa) -> Self {
         let plan = on_the_cpu(folder).optimization_level(level).plan().expect("a plan");
+        let [sequences, tokens] = shape;
+        Self::with(CpuDevice::new(threads, isa).expect("a device"), &plan, shape, vec![1, sequences, tokens])
+    }
+}
+
+impl BatchRunner<CudaDevice> {
+    /// Makes a plan for CUDA ready, for `sequences` sequences and steps of at most `tokens` tokens, recorded at some sizes.
+    #[must_use]
+    pub fn on_cuda(plan: &Plan, shape: [usize; 2], capture_sizes: Vec<usize>) -> Self {
+        Self::with(CudaDevice::open(CudaOptions::default()).expect("a device"), plan, shape, capture_sizes)
+    }
+}
+
+impl<D: Device> BatchRunner<D> {
+    fn with(device: D, plan: &Plan, [sequences, tokens]: [usize; 2], capture_sizes: Vec<usize>) -> Self {
         let settings = plan.settings();
-        let checkpoint = Checkpoint::open(folder).expect("a checkpoint");
+        let checkpoint = Checkpoint::open(plan.checkpoint().folder()).expect("a checkpoint");
+        // Recorded steps may be padded.
+        let most = capture_sizes.iter().copied().filter(|size| *size < tokens).max().unwrap_or(0).max(sequences);
         let options = ExecutorOptions {
-            limits: Sizes { tokens, sequences, logit_rows: tokens, blocks: BLOCKS },
+            limits: Sizes { tokens, sequences: most, logit_rows: tokens, blocks: BLOCKS },
             cache: CacheLayout { blocks: sequences * BLOCKS, block_size: BLOCK_SIZE },
             vocabulary: checkpoint.config().vocab_size,
             repack_weights: *settings.kernel.repack_weights,
             graph_mode: *settings.compilation.cudagraph_mode,
             explicit_graph_mode: true,
             capture: *settings.compilation.cudagraph_capture,
-            capture_sizes: vec![1, sequences, tokens],
+            capture_sizes,
             splitting_ops: SplittingOps::default(),
-            require_graphs: false,
+            require_graphs: *settings.require_graphs,
         };
-        let device = CpuDevice::new(threads, isa).expect("a device");
         let mut ledger = StartupLedger::since(std::time::Instant::now());
         let executor = Executor::build(device, plan.graph().clone(), Arc::new(checkpoint), options, &mut ledger);
         BatchRunner { executor: executor.expect("an executor"), computed: vec![0; sequences] }
+    }
+
+    /// Recordings that exist.
+    #[must_use]
+    pub fn recordings(&self) -> usize {
+        self.executor.recordings()
+    }
+
+    /// Steps that ran in a way so far.
+    #[must_use]
+    pub fn steps(&self, mode: RuntimeMode) -> u64 {
+        self.executor.dispatch_counts().total(mode)
     }
 
     /// Runs the next tokens of every sequence in one step; gives the logits of all of them, sequence by sequence.

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
+pub use allotrope_cuda_emulator::testing::outside;
 use allotrope_engine::{Llm, LlmBuilder};
 pub use batch::BatchRunner;
 
@@ -21,6 +22,37 @@ pub use batch::BatchRunner;
 #[must_use]
 pub fn on_the_cpu(folder: impl Into<PathBuf>) -> LlmBuilder {
     Llm::builder(folder).set("device", "cpu").expect("there is a CPU")
+}
+
+/// A builder that loads the checkpoint of a folder on CUDA, for a test within [`on_cuda!`].
+#[must_use]
+pub fn with_cuda(folder: impl Into<PathBuf>) -> LlmBuilder {
+    Llm::builder(folder).set("device", "cuda").expect("there is such a device")
+}
+
+/// Tests that need CUDA: each runs in a process of its own that has the emulator for its driver, or in this one if
+/// `ALLOTROPE_TEST_DEVICE` is `cuda`, on the GPU of the machine. What it writes is shown as of any test.
+#[macro_export]
+macro_rules! on_cuda {
+    ($($(#[$attribute:meta])* fn $test:ident() $body:block)*) => {$(
+        $(#[$attribute])*
+        #[test]
+        fn $test() {
+            let name = concat!(module_path!(), "::", stringify!($test));
+            // Harnesses leave out the name of the binary.
+            let name = name.split_once("::").map_or(name, |(_, name)| name);
+            match $crate::outside(name, &[]) {
+                Some(text) => $crate::show(&text),
+                None => $body,
+            }
+        }
+    )*};
+}
+
+/// Shows what a test has to say.
+#[allow(clippy::print_stdout, reason = "the harness shows it with `--nocapture`, or where the test fails")]
+pub fn show(text: impl std::fmt::Display) {
+    println!("{text}");
 }
 
 /// Calls the macro `$tests` with every checkpoint whose numbers are known: `test_name: "checkpoint",` each.

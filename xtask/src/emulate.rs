@@ -1,7 +1,7 @@
 //! `cargo xtask emulate`: runs a program on the CUDA emulator in place of a driver.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::TaskError;
@@ -18,7 +18,8 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
-/// Builds the emulator, and runs the command with it where the dynamic linker looks first.
+/// Builds the emulator, and runs the command with it where the dynamic linker looks first. A program of the workspace, named
+/// without a folder, is built too and runs from the target folder.
 ///
 /// # Errors
 /// If the emulator can't be built, or the command can't be started or fails.
@@ -28,10 +29,17 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
     };
     workspace::run("cargo", &["build", "--quiet", "--release", "--package", "allotrope-cuda-emulator"])?;
     let target = workspace::target_folder()?;
+    let place = match workspace::package_of(program)? {
+        Some(package) => {
+            workspace::run("cargo", &["build", "--quiet", "--release", "--package", &package, "--bin", program])?;
+            target.join("release").join(program)
+        }
+        None => PathBuf::from(program),
+    };
     let folder = target.join("emulator");
     install(&target.join("release/liballotrope_cuda_emulator.so"), &folder)?;
     let command = options.command.join(" ");
-    let status = Command::new(program).args(arguments).env("LD_LIBRARY_PATH", &folder).status();
+    let status = Command::new(place).args(arguments).env("LD_LIBRARY_PATH", &folder).status();
     match status {
         Err(source) => Err(TaskError::Start { command, source }),
         Ok(status) if !status.success() => Err(TaskError::Status { command, status }),

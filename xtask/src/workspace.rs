@@ -52,11 +52,8 @@ pub(crate) fn read(path: &Path) -> Result<String, TaskError> {
     fs::read_to_string(path).map_err(TaskError::file(path))
 }
 
-/// Cargo's target folder.
-///
-/// # Errors
-/// If cargo does not name one.
-pub(crate) fn target_folder() -> Result<PathBuf, TaskError> {
+/// What `cargo metadata` says of the workspace.
+fn metadata() -> Result<Value, TaskError> {
     let arguments = ["metadata", "--format-version", "1", "--no-deps", "--offline"];
     let command = format!("cargo {}", arguments.join(" "));
     let output = Command::new("cargo").args(arguments).current_dir(root()).output();
@@ -64,10 +61,31 @@ pub(crate) fn target_folder() -> Result<PathBuf, TaskError> {
     if !output.status.success() {
         return Err(TaskError::Status { command, status: output.status });
     }
-    let metadata: Value = serde_json::from_slice(&output.stdout)
-        .map_err(|error| TaskError::Message(format!("cargo metadata is not JSON: {error}")))?;
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| TaskError::Message(format!("cargo metadata is not JSON: {error}")))
+}
+
+/// Cargo's target folder.
+///
+/// # Errors
+/// If cargo does not name one.
+pub(crate) fn target_folder() -> Result<PathBuf, TaskError> {
+    let metadata = metadata()?;
     let target = metadata.get("target_directory").and_then(Value::as_str).map(PathBuf::from);
     target.ok_or_else(|| TaskError::Message("cargo metadata names no target_directory".into()))
+}
+
+/// The package of a program of the workspace; `None` where the workspace has no such program.
+///
+/// # Errors
+/// If cargo does not list what there is.
+pub(crate) fn package_of(program: &str) -> Result<Option<String>, TaskError> {
+    let metadata = metadata()?;
+    let packages = metadata.get("packages").and_then(Value::as_array);
+    let packages = packages.ok_or_else(|| TaskError::Message("cargo metadata lists no packages".into()))?;
+    let is_it = |target: &Value| target["kind"] == serde_json::json!(["bin"]) && target["name"] == program;
+    let has_it = |package: &&Value| package["targets"].as_array().is_some_and(|targets| targets.iter().any(is_it));
+    Ok(packages.iter().find(has_it).and_then(|package| Some(package["name"].as_str()?.to_owned())))
 }
 
 /// Runs a program in the repository's top folder, its output going where ours goes.
@@ -81,5 +99,21 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<(), TaskError> {
         Err(source) => Err(TaskError::Start { command, source }),
         Ok(status) if !status.success() => Err(TaskError::Status { command, status }),
         Ok(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn programs_of_the_workspace_are_told_from_others() {
+        for (program, package) in
+            [("allotrope", Some("allotrope")), ("xtask", Some("xtask")), ("ls", None), ("cli", None)]
+        {
+            assert_eq!(package_of(program).unwrap().as_deref(), package, "{program}");
+        }
     }
 }

@@ -13,6 +13,9 @@ use crate::source::Source;
 
 const PREFIX: &str = "ALLOTROPE_";
 
+/// How the variables of the CUDA emulator begin, which are none of ours.
+const EMULATOR: &str = "ALLOTROPE_EMULATOR_";
+
 /// The variable that filters log lines, in the syntax of `tracing`'s filters.
 pub const LOG_FILTER: &str = "ALLOTROPE_LOG";
 
@@ -98,7 +101,7 @@ impl Environment {
             .variables
             .iter()
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
-            .filter(|(name, _)| name.starts_with(PREFIX) && name != LOG_FILTER)
+            .filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(EMULATOR) && name != LOG_FILTER)
             .collect();
         // The system gives them in no order, and warnings should have one.
         variables.sort();

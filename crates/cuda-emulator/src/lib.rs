@@ -5,3 +5,4 @@ pub mod forms;
 pub mod machine;
 pub mod program;
 pub mod ptx;
+pub mod testing;

@@ -391,3 +391,91 @@ unsafe extern "C" fn look(data: *mut std::ffi::c_void) {
         *to = *from;
     }
 }
+
+#[test]
+fn an_older_driver_says_so() {
+    if outside("an_older_driver_says_so", &[("ALLOTROPE_EMULATOR_DRIVER_VERSION", "12.8")]).is_some() {
+        return;
+    }
+    let mut version = 0;
+    // SAFETY: the place is one for a number.
+    unsafe { sys::cuDriverGetVersion(&mut version) }.result().unwrap();
+    assert_eq!(version, 12080);
+}
+
+#[test]
+fn calls_fail_on_demand() {
+    let plan = "cuMemAlloc_v2:2:2, cuStreamSynchronize:1:600,cuMemsetD8_v2:1:719,nonsense";
+    if let Some(text) = outside("calls_fail_on_demand", &[("ALLOTROPE_EMULATOR_FAIL", plan)]) {
+        assert!(text.contains("ALLOTROPE_EMULATOR_FAIL: `nonsense` is not like"), "{text}");
+        return;
+    }
+    let (_context, stream) = start();
+    // SAFETY: the memory is used for setting it alone.
+    let allocate = || unsafe { cudarc::driver::result::malloc_sync(16) };
+    let memory = allocate().unwrap();
+    assert_eq!(code(allocate()), CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+    allocate().unwrap();
+    assert_eq!(code(stream.synchronize()), CUresult::CUDA_ERROR_NOT_READY);
+    stream.synchronize().unwrap();
+    // SAFETY: so many bytes are there.
+    let set = unsafe { cudarc::driver::result::memset_d8_sync(memory, 0, 16) };
+    assert_eq!(code(set), CUresult::CUDA_ERROR_LAUNCH_FAILED);
+    assert_eq!(code(stream.synchronize()), CUresult::CUDA_ERROR_LAUNCH_FAILED, "an error of a kernel stays");
+}
+
+/// Gives the linker a text. Returns what it made of it, or its error with what is in the log.
+fn link(text: &str) -> Result<Vec<u8>, (CUresult, String)> {
+    let mut log = vec![1u8; 256];
+    let mut options =
+        [sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER, sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+    let mut values = [log.as_mut_ptr().cast(), std::ptr::without_provenance_mut(log.len())];
+    let (mut state, mut image, mut bytes) = (std::ptr::null_mut(), std::ptr::null_mut(), 0);
+    let kind = sys::CUjitInputType::CU_JIT_INPUT_PTX;
+    let data = text.as_ptr().cast_mut().cast();
+    // SAFETY: texts, options and places are as long as is said, and the log lives until the link is destroyed.
+    unsafe {
+        sys::cuLinkCreate_v2(2, options.as_mut_ptr(), values.as_mut_ptr(), &mut state).result().unwrap();
+        let (none, no_values) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let added = sys::cuLinkAddData_v2(state, kind, data, text.len(), c"text".as_ptr(), 0, none, no_values);
+        let completed = sys::cuLinkComplete(state, &mut image, &mut bytes);
+        assert_eq!(added == CUresult::CUDA_SUCCESS, completed == CUresult::CUDA_SUCCESS);
+        let code = if bytes > 0 { std::slice::from_raw_parts(image.cast::<u8>(), bytes).to_vec() } else { Vec::new() };
+        sys::cuLinkDestroy(state).result().unwrap();
+        assert_eq!(sys::cuLinkDestroy(state), CUresult::CUDA_ERROR_INVALID_HANDLE);
+        if added == CUresult::CUDA_SUCCESS {
+            return Ok(code);
+        }
+        let end = log.iter().position(|byte| *byte == 0).unwrap();
+        Err((added, String::from_utf8_lossy(&log[..end]).into_owned()))
+    }
+}
+
+#[test]
+fn the_linker_gives_images_that_can_be_loaded() {
+    if outside("the_linker_gives_images_that_can_be_loaded", &[]).is_some() {
+        return;
+    }
+    let (context, stream) = start();
+    let image = link(TEXT).unwrap();
+    assert!(image.starts_with(b"\x7fELF"), "machine code is in such files");
+    let add = context.load_module(Ptx::from_binary(image)).unwrap().load_function("add").unwrap();
+    let a = stream.clone_htod(&[3f32; 64]).unwrap();
+    let mut sum = stream.clone_htod(&[f32::NAN; 64]).unwrap();
+    let count = 64;
+    let mut launch = stream.launch_builder(&add);
+    launch.arg(&mut sum).arg(&a).arg(&a).arg(&count);
+    // SAFETY: the arguments are those of the kernel.
+    unsafe { launch.launch(shape(1, 64)) }.unwrap();
+    assert_eq!(stream.clone_dtoh(&sum).unwrap(), [6.0; 64]);
+    let wrong = [("add.f32", "add.up.f32"), ("sm_80", "sm_120")].map(|(from, to)| (TEXT.replace(from, to), to));
+    for (text, part) in wrong {
+        let (code, said) = link(&text).unwrap_err();
+        assert_eq!(code, CUresult::CUDA_ERROR_INVALID_PTX);
+        assert!(said.contains(part), "{said}");
+    }
+    // Machine code of others is none for the emulator.
+    let mut other = vec![0u8; 64];
+    other[..7].copy_from_slice(b"\x7fELF\x02\x01\x01");
+    assert_eq!(code(context.load_module(Ptx::from_binary(other))), CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU);
+}

@@ -43,7 +43,7 @@ pub enum Outcome {
 }
 
 /// Machine code on disk, by what it was compiled from.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct KernelCache {
     folder: Option<PathBuf>,
     most_bytes: u64,
@@ -142,6 +142,9 @@ fn key(context: &Context, ptx: &str) -> String {
     let info = context.info();
     let mut hash = Sha256::new();
     hash.update(MAGIC);
+    // The emulator calls itself what some GPU is, but for its name, and what it compiles runs nowhere else.
+    hash.update(info.name.len().to_le_bytes());
+    hash.update(&info.name);
     for (major, minor) in [info.driver_version, info.capability] {
         hash.update(major.to_le_bytes());
         hash.update(minor.to_le_bytes());

@@ -24,10 +24,10 @@
 
 pub mod bundle;
 pub mod device;
-pub mod lower;
-pub mod program;
 pub mod driver;
 pub mod jit;
+pub mod lower;
+pub mod program;
 pub mod target;
 pub mod upload;
 

@@ -7,7 +7,9 @@
 //!   tile, element by element or head by head;
 //! - **attention**, split over the context and merged by the last block, which may also scale, cast or quantize the result.
 
-use allotrope_graph::{DType, Definition, Graph, OpId, OpKind, Target, ValueId};
+use allotrope_graph::{DType, Definition, Dim, Graph, OpId, OpKind, Target, ValueId};
+
+use crate::lower;
 
 /// CUDA's answers to the grouping passes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -37,7 +39,8 @@ impl Target for CudaTarget {
             (0, 1) => check_attention(graph, ops),
             (0, _) => Err("one launch runs one attention".into()),
             _ => Err("attention and matrix products take launches of their own".into()),
-        }
+        }?;
+        lower::check(graph, ops)
     }
 }
 
@@ -48,6 +51,30 @@ fn check_operands(graph: &Graph, id: OpId) -> Result<(), String> {
     let is_weight = |index: usize| {
         op.inputs.get(index).is_some_and(|value| matches!(graph.value(*value).definition, Definition::Weight(_)))
     };
+    let is_input = |index: usize| {
+        op.inputs.get(index).is_some_and(|value| matches!(graph.value(*value).definition, Definition::Input(_)))
+    };
+    let inputs = match op.kind {
+        OpKind::Embedding | OpKind::SelectRows => 1..2,
+        OpKind::RopeAngles { .. } => 0..1,
+        OpKind::KvWrite => 3..4,
+        OpKind::Attention { .. } => 2..5,
+        _ => 0..0,
+    };
+    if let Some(index) = inputs.clone().find(|index| !is_input(*index)) {
+        return Err(format!("operand {index} of {name} must be an input of the step"));
+    }
+    for (index, value) in op.inputs.iter().enumerate().filter(|(index, _)| !inputs.contains(index)) {
+        let problem = match graph.tensor_type(*value) {
+            Some(tensor) if tensor.dtype == DType::I32 => format!("rows of {} have no kernel", tensor.dtype),
+            Some(tensor) if tensor.width().is_none() => format!("its rows have no static size: {tensor}"),
+            Some(tensor) if !is_weight(index) && matches!(tensor.rows(), Dim::Static(_)) => {
+                format!("it has {} rows, whatever the batch", tensor.rows())
+            }
+            _ => continue,
+        };
+        return Err(format!("operand {index} of {name}, %{}: {problem}", graph.value(*value).name));
+    }
     match &op.kind {
         OpKind::Embedding if !is_weight(0) => Err("the table of embedding must be a weight".into()),
         OpKind::Linear { .. } | OpKind::RmsNorm { .. } | OpKind::HeadRmsNorm { .. } if !is_weight(1) => {

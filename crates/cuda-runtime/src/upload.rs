@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use crate::driver::{Buffer, Context, DriverError, PinnedBuffer, Stream};
 
-/// Bytes of a slot. The copy engine is as fast as it gets from about 1 MiB up, and pinning all slots takes a few milliseconds.
+/// Bytes of a slot: so many that the commands cost little beside the bytes, so few that all slots together are pinned and
+/// faulted in quickly, and that the first copy begins early.
 const SLOT: usize = 4 << 20;
 
 /// Slots of a thread: it fills one while the device empties the other.
 const SLOTS: usize = 2;
 
-/// The most threads. One copies some 10 GB/s from the page cache, so four are enough for the bus, and for the disks behind it.
+/// The most threads. One cannot read pages as fast as the bus takes them; with a few, memory and disks are the limit.
 const THREADS: usize = 4;
 
 /// Where parts begin in a slot, so that copies are of aligned words where their targets are.

@@ -1,6 +1,12 @@
 //! The kernels of `kernels/`, run on the emulator's machine against references in Rust.
 
-#![allow(clippy::print_stdout, reason = "seeds and the counts of mutants are worth seeing")]
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::neg_cmp_op_on_partial_ord,
+    reason = "tests: the counts of mutants are worth seeing, and a NaN must fail a comparison"
+)]
 
 #[path = "kernels/attention.rs"]
 mod attention;
@@ -19,9 +25,11 @@ mod sample;
 #[path = "kernels/texts.rs"]
 mod texts;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use allotrope_cuda_emulator::machine::memory::Region;
+use allotrope_cuda_runtime::bundle::entry_names;
 use common::{Bench, Shape, bytes};
 
 /// How a kernel is checked. What is wrong comes back as a text.
@@ -64,11 +72,34 @@ fn every_kernel_of_the_sources_has_a_case() {
     let mut expected: Vec<String> = cases().into_iter().map(|(kernel, ..)| kernel).collect();
     let mut found: Vec<String> = ["linear", "linear_slots", "attention", "attention_slots", "sample"]
         .into_iter()
-        .flat_map(|file| texts::names(&texts::file(file, "sm_80")))
+        .flat_map(|file| entry_names(&texts::file(file, "sm_80")).into_iter().map(str::to_owned).collect::<Vec<_>>())
         .collect();
     expected.sort();
     found.sort();
     assert_eq!(expected, found);
+}
+
+#[test]
+fn every_marker_comes_out_once_and_hands_over_registers_of_its_own() {
+    for target in texts::TARGETS {
+        for (file, markers) in
+            [("linear_slots", &["rows", "input", "epilogue"][..]), ("attention_slots", &["epilogue"])]
+        {
+            let text = texts::file(file, target);
+            for kernel in entry_names(&text) {
+                let mut found = Vec::new();
+                let text = texts::kernel(file, target, kernel);
+                for line in text.lines().filter(|line| line.contains("//@")) {
+                    let words: Vec<&str> = line.trim().trim_start_matches("//@").split_whitespace().collect();
+                    let distinct: HashSet<&&str> = words.iter().collect();
+                    assert_eq!(distinct.len(), words.len(), "{kernel} for {target}: {line}");
+                    assert!(words[1..].iter().all(|word| word.starts_with("%r")), "{kernel} for {target}: {line}");
+                    found.push(words[0]);
+                }
+                assert_eq!(found, markers, "{kernel} for {target}");
+            }
+        }
+    }
 }
 
 /// Launches blocks of 128 threads with laid out parameters.

@@ -75,6 +75,16 @@ pub(crate) enum AnyDevice {
     Cuda(Box<CudaDevice>),
 }
 
+impl AnyDevice {
+    /// The kernels that may run a group, by their names; none on the CPU, where a launch is not one kernel.
+    pub(crate) fn kernels(&self, graph: &Graph, group: usize) -> Vec<String> {
+        match self {
+            AnyDevice::Cpu(_) => Vec::new(),
+            AnyDevice::Cuda(device) => device.kernels(graph, group),
+        }
+    }
+}
+
 /// A kernel of one of them.
 #[derive(Clone)]
 pub(crate) enum AnyKernel {
@@ -173,6 +183,17 @@ impl Device for AnyDevice {
         }
     }
 
+    fn prepare_all(&mut self, graph: &Graph, ledger: &mut StartupLedger) -> Result<Vec<AnyKernel>, DeviceError> {
+        Ok(match self {
+            AnyDevice::Cpu(device) => device.prepare_all(graph, ledger)?.into_iter().map(AnyKernel::Cpu).collect(),
+            AnyDevice::Cuda(device) => device.prepare_all(graph, ledger)?.into_iter().map(AnyKernel::Cuda).collect(),
+        })
+    }
+
+    fn finish_loading(&mut self) -> Result<(), DeviceError> {
+        either!(self, device => device.finish_loading())
+    }
+
     fn write_inputs(&mut self, inputs: &StepInputs) -> Result<(), DeviceError> {
         either!(self, device => device.write_inputs(inputs))
     }
@@ -205,6 +226,10 @@ impl Device for AnyDevice {
             (AnyDevice::Cuda(device), AnyRecording::Cuda(recording)) => device.recording_text(recording),
             (AnyDevice::Cpu(_), AnyRecording::Cuda(_)) | (AnyDevice::Cuda(_), AnyRecording::Cpu(_)) => None,
         }
+    }
+
+    fn health(&self) -> Result<(), DeviceError> {
+        either!(self, device => device.health())
     }
 
     fn free_memory(&self) -> Option<u64> {

@@ -175,6 +175,12 @@ impl Plan {
         self.device.describe(&self.graph, launch)
     }
 
+    /// The kernels that may run a launch, by their names, that for the smallest batches first. None on the CPU, where a launch is
+    /// not one kernel.
+    pub fn kernels(&self, launch: usize) -> Vec<String> {
+        self.device.kernels(&self.graph, launch)
+    }
+
     /// The checkpoint's folder and the level, on one line whatever the folder is called.
     pub fn title(&self) -> String {
         let folder = self.checkpoint.folder().display().to_string();

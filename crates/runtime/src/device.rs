@@ -10,6 +10,8 @@ use std::sync::Arc;
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
 
+use crate::ledger::StartupLedger;
+
 /// The size of the paged KV caches, the same for every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheLayout {
@@ -106,6 +108,22 @@ pub trait Device {
     /// If there is no kernel for the group.
     fn prepare(&mut self, graph: &Graph, group: usize) -> Result<Self::Kernel, DeviceError>;
 
+    /// Makes every group ready, in order, in phases of `ledger`.
+    ///
+    /// # Errors
+    /// As [`Device::prepare`].
+    fn prepare_all(&mut self, graph: &Graph, ledger: &mut StartupLedger) -> Result<Vec<Self::Kernel>, DeviceError> {
+        ledger.phase("prepare kernels", || (0..graph.groups().len()).map(|group| self.prepare(graph, group)).collect())
+    }
+
+    /// Waits for weights that are still on their way to the device: [`Device::load_weights`] need not.
+    ///
+    /// # Errors
+    /// If they can't be copied.
+    fn finish_loading(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     /// Copies the inputs of a step to the device. They were validated ([`StepInputs::validate`]) and keep to the limits.
     ///
     /// # Errors
@@ -137,6 +155,14 @@ pub trait Device {
     /// same text. `None` where there is nothing to show.
     fn recording_text(&self, _recording: &Self::Recording) -> Option<String> {
         None
+    }
+
+    /// Whether the device can still run anything.
+    ///
+    /// # Errors
+    /// The failure that it did not survive.
+    fn health(&self) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     /// Bytes of the device's memory that are free now, if the device has memory of its own.

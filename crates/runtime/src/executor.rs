@@ -125,13 +125,12 @@ impl<D: Device> Executor<D> {
         let loading = if options.repack_weights { "repack weights" } else { "bind weights" };
         ledger.phase(loading, || device.load_weights(&graph, weights, options.repack_weights))?;
         ledger.phase("allocate", || device.allocate(&graph, &memory, options.cache))?;
-        let kernels: Arc<[_]> = ledger.phase("prepare kernels", || {
-            (0..graph.groups().len()).map(|group| device.prepare(&graph, group)).collect::<Result<_, _>>()
-        })?;
+        let kernels: Arc<[_]> = device.prepare_all(&graph, ledger)?.into();
         let mode = options.graph_mode;
         let plan = CapturePlan::new(&graph, &options.splitting_ops, mode, &options.capture_sizes, options.limits)?;
         let policy = Policy { mode, explicit: options.explicit_graph_mode, capture: options.capture };
         let recordings = Recordings::new(&mut device, &plan, Arc::clone(&kernels), policy, ledger)?;
+        ledger.phase("wait for weights", || device.finish_loading())?;
         let dispatcher = Dispatcher::new(mode, options.capture_sizes.clone()).with_pieces(plan.has_recorded_pieces());
         let statistics = StepStatistics::default();
         Ok(Executor { recordings, device, graph, kernels, memory, plan, dispatcher, options, statistics })

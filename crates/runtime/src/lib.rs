@@ -16,6 +16,8 @@
 
 mod background;
 pub mod capture_plan;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod device;
 pub mod dispatcher;
 pub mod executor;

@@ -88,7 +88,7 @@ impl<D: Device> Recordings<D> {
             GraphCapture::Startup | GraphCapture::Lazy => ledger.phase("capture", || {
                 for Job { part, size, launches, sizes } in jobs {
                     let recording = recorder.record(&recordings.kernels[launches], &sizes);
-                    recordings.install(plan, Made { part, size, recording })?;
+                    recordings.install(device, plan, Made { part, size, recording })?;
                 }
                 recordings.finish(device);
                 Ok::<(), ExecutorError>(())
@@ -121,8 +121,9 @@ impl<D: Device> Recordings<D> {
         );
     }
 
-    /// Puts a recording into its place. A failure is reported, and stops the run if somebody asked for the mode.
-    fn install(&mut self, plan: &CapturePlan, made: Made<D::Recording>) -> Result<(), ExecutorError> {
+    /// Puts a recording into its place. A failure is reported, and stops the run if somebody asked for the mode, or if it was not the
+    /// recording that failed but the device.
+    fn install(&mut self, device: &D, plan: &CapturePlan, made: Made<D::Recording>) -> Result<(), ExecutorError> {
         let slot = &mut self.slots[plan.index_of(made.part)][made.size];
         let cause = match made.recording {
             Ok(recording) => {
@@ -138,6 +139,7 @@ impl<D: Device> Recordings<D> {
             self.refused = Some(error.clone());
             return Err(error);
         }
+        device.health()?;
         tracing::warn!("recording {part} at size {size} failed, and steps run without it: {cause}");
         Ok(())
     }
@@ -155,7 +157,7 @@ impl<D: Device> Recordings<D> {
                 Ok(None) => break,
                 Ok(Some(made)) => {
                     self.late += u64::from(made.recording.is_ok());
-                    self.install(plan, made)?;
+                    self.install(device, plan, made)?;
                 }
                 Err(Ended) => {
                     self.maker = Maker::Nobody;
@@ -171,9 +173,9 @@ impl<D: Device> Recordings<D> {
     fn miss_the_rest(&mut self, device: &D, plan: &CapturePlan) -> Result<(), ExecutorError> {
         for Job { part, size, .. } in plan.jobs() {
             if matches!(self.slots[plan.index_of(part)][size], Slot::Missing) {
-                let device = device.target().name().to_owned();
                 let message = "the thread that records ended before it was done".to_owned();
-                self.install(plan, Made { part, size, recording: Err(DeviceError::Internal { device, message }) })?;
+                let cause = DeviceError::Internal { device: device.target().name().to_owned(), message };
+                self.install(device, plan, Made { part, size, recording: Err(cause) })?;
             }
         }
         Ok(())
@@ -220,7 +222,7 @@ impl<D: Device> Recordings<D> {
         }
         for (part, size) in &missing {
             let Some(sizes) = plan.sizes(*part, *size) else { continue };
-            self.make(plan, *part, *size, &sizes)?;
+            self.make(device, plan, *part, *size, &sizes)?;
         }
         if let (Some(memory), Some(free)) = (&mut self.memory, device.free_memory()) {
             tracing::debug!(free_before = memory.1, free_after = free, "recorded for a step");
@@ -230,12 +232,19 @@ impl<D: Device> Recordings<D> {
     }
 
     /// Records one part for the step that needs it.
-    fn make(&mut self, plan: &CapturePlan, part: Part, size: usize, sizes: &Sizes) -> Result<(), ExecutorError> {
+    fn make(
+        &mut self,
+        device: &D,
+        plan: &CapturePlan,
+        part: Part,
+        size: usize,
+        sizes: &Sizes,
+    ) -> Result<(), ExecutorError> {
         let Maker::Lazy { recorder, warm } = &mut self.maker else { return Ok(()) };
         *warm = true;
         let recording = recorder.record(&self.kernels[plan.launches_of(part)], sizes);
         self.late += u64::from(recording.is_ok());
-        self.install(plan, Made { part, size, recording })
+        self.install(device, plan, Made { part, size, recording })
     }
 
     /// The smallest recording of a part that is there, of the capture sizes from this place on.

@@ -94,7 +94,26 @@ fn step_text(plan: &Plan) -> Result<String, CliError> {
     if mode.decode() != RuntimeMode::None || mode.mixed() != RuntimeMode::None {
         let _ = writeln!(text, "recorded for    {} tokens", sizes.join(", "));
     }
+    text.push_str(&launches_text(plan));
     Ok(text)
+}
+
+/// What a step launches and how often, and on a GPU the kernels for it, in the order in which each comes first.
+fn launches_text(plan: &Plan) -> String {
+    let mut rows: Vec<(usize, String, String)> = Vec::new();
+    for (launch, label) in plan.launch_labels().into_iter().enumerate() {
+        let kernels = plan.kernels(launch).join(", or with more rows ");
+        match rows.iter_mut().find(|(_, known, by)| *known == label && *by == kernels) {
+            Some((count, ..)) => *count += 1,
+            None => rows.push((1, label, kernels)),
+        }
+    }
+    let widest = rows.iter().map(|(_, label, _)| label.chars().count()).max().unwrap_or(0);
+    let mut text = String::from("\nlaunches of a step\n");
+    for (count, label, kernels) in rows {
+        let _ = writeln!(text, "{}", format!("{count:>4} × {label:<widest$}  {kernels}").trim_end());
+    }
+    text
 }
 
 fn memory(plan: &Plan) -> Result<MemoryPlan, CliError> {
@@ -137,6 +156,7 @@ fn step_json(plan: &Plan) -> Result<Value, CliError> {
         "launches_as_built": plan.launches_as_built(),
         "launches": plan.launches(),
         "launch_labels": plan.launch_labels(),
+        "launch_kernels": (0..plan.launches()).map(|launch| plan.kernels(launch)).collect::<Vec<_>>(),
         "pieces": plan.pieces(),
         "decode_batches": name(mode.decode()),
         "mixed_batches": name(mode.mixed()),

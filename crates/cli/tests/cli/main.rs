@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 
 mod chat;
+#[cfg(target_os = "linux")]
+mod cuda;
 mod device;
 mod explain;
 mod generate;

@@ -75,6 +75,14 @@ fn an_unknown_variable_is_a_warning_or_under_strict_an_error() {
 }
 
 #[test]
+fn the_variables_of_the_cuda_emulator_are_none_of_ours() {
+    let variables = [("ALLOTROPE_EMULATOR_SEED", "1"), ("ALLOTROPE_EMULATOR_FAIL", "cuInit:1:100")];
+    let strict = Sources { strict_environment: true, ..Sources::default() };
+    let options = load_from(Options::new(), &strict, &environment(&variables, None)).unwrap();
+    assert!(options.is_empty() && options.warnings().is_empty());
+}
+
+#[test]
 fn what_kubernetes_injects_is_passed_over() {
     let injected = [
         "ALLOTROPE_PORT",
@@ -283,7 +291,9 @@ fn the_environment_answers_what_is_no_setting() {
     let around = environment(&[("ALLOTROPE_LOG", "debug"), ("NO_COLOR", "1")], None);
     assert_eq!(around.log_filter().as_deref(), Some("debug"));
     assert!(around.no_color());
-    let empty = environment(&[("ALLOTROPE_LOG", ""), ("NO_COLOR", "")], None);
+    assert_eq!(around.cuda_visible_devices(), None);
+    let empty = environment(&[("ALLOTROPE_LOG", ""), ("NO_COLOR", ""), ("CUDA_VISIBLE_DEVICES", "")], None);
     assert_eq!(empty.log_filter(), None);
     assert!(!empty.no_color());
+    assert_eq!(empty.cuda_visible_devices().as_deref(), Some(""), "no text hides all GPUs");
 }

@@ -1,8 +1,10 @@
 //! The text of what the CPU runs for a group.
 
-use crate::support::*;
-use allotrope_cpu_runtime::{CpuDevice, Isa};
+use allotrope_cpu_runtime::{CpuDevice, CpuTarget, Isa};
 use allotrope_graph::{DType, Dim, Graph, Input, KvCacheType, OpId, OpKind, TensorType};
+use allotrope_runtime::conformance::batches::VOCABULARY;
+use allotrope_runtime::conformance::graphs::{DecoderSizes, decoder, groupings};
+use allotrope_runtime::conformance::random;
 use allotrope_runtime::device::Device;
 
 fn describe(graph: &Graph, group: usize) -> String {
@@ -76,8 +78,8 @@ fn what_has_no_kernel_is_described_by_the_reason() {
 #[test]
 fn the_text_is_the_same_for_the_same_group_and_names_all_that_the_plan_keeps() {
     let mut random = random();
-    let graph = decoder(DType::Bf16, true);
-    for (_, grouped) in groupings(&mut random, &graph) {
+    let graph = decoder(DecoderSizes::ODD, DType::Bf16, true);
+    for (_, grouped) in groupings(&mut random, &graph, &CpuTarget) {
         for (index, group) in grouped.groups().iter().enumerate() {
             let text = describe(&grouped, index);
             assert_eq!(text, describe(&grouped, index));

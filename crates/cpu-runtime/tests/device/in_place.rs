@@ -1,8 +1,11 @@
 //! Which results may be written over which operands, and what happens to a plan that does otherwise.
 
-use crate::support::*;
+use crate::conformance::Cpu;
 use allotrope_cpu_runtime::{CpuTarget, Isa};
 use allotrope_graph::{DType, Dim, Graph, Input, KvCacheType, OpId, OpKind, Target, TensorType, ValueId};
+use allotrope_runtime::conformance::batches::{VOCABULARY, conversation};
+use allotrope_runtime::conformance::graphs::{DecoderSizes, decoder, groupings};
+use allotrope_runtime::conformance::{Effort, Overwriting, Runner, Setup, Weights, random};
 
 const WIDTH: usize = 16;
 
@@ -174,10 +177,11 @@ fn a_plan_that_overwrites_what_is_still_read_is_refused() {
         graph.add_output(values.iter().find(|(other, _)| other == name).unwrap().1);
     }
     let weights = Weights::random(&mut random, &graph);
-    let setup = Setup { target: &Overwriting(true), isa: Isa::detect(), threads: 2, repack: false, block_size: 4 };
-    let error = Runner::set_up(&graph, &weights, setup).err().expect("an error").to_string();
+    let subject = Cpu(Isa::detect());
+    let setup = Setup { target: Some(&Overwriting(&CpuTarget, true)), variant: 1, ..Setup::default() };
+    let error = Runner::new(&subject, &graph, &weights, setup).err().expect("an error").to_string();
     assert!(error.contains("puts %first over %x"), "{error}");
-    Runner::set_up(&graph, &weights, Setup { target: &CpuTarget, ..setup }).unwrap();
+    Runner::new(&subject, &graph, &weights, Setup { target: Some(&CpuTarget), ..setup }).unwrap();
 }
 
 #[test]
@@ -185,18 +189,18 @@ fn a_decoder_keeps_its_bits_in_place() {
     let mut random = random();
     let mut in_place = 0;
     for quantized in [false, true] {
-        let graph = decoder(DType::Bf16, quantized);
+        let graph = decoder(DecoderSizes::ODD, DType::Bf16, quantized);
         let weights = Weights::random(&mut random, &graph);
-        let steps = conversation(&mut random, 4);
-        for (name, grouped) in groupings(&mut random, &graph) {
+        let steps = conversation(&mut random, 4, Effort::Full);
+        for (name, grouped) in groupings(&mut random, &graph, &CpuTarget) {
             let run = |target: &dyn Target| {
-                let setup = Setup { target, isa: Isa::detect(), threads: 2, repack: true, block_size: 4 };
-                let mut runner = Runner::set_up(&grouped, &weights, setup).unwrap();
-                runner.record = true;
-                let bits: Vec<_> = steps.iter().map(|step| bits(&runner.step(step))).collect();
+                let setup = Setup { target: Some(target), variant: 1, repack: true, record: true, ..Setup::default() };
+                let mut runner = Runner::new(&Cpu(Isa::detect()), &grouped, &weights, setup).unwrap();
+                let bits = |step| runner.step(step).into_iter().map(f32::to_bits).collect::<Vec<u32>>();
+                let bits: Vec<_> = steps.iter().map(bits).collect();
                 (bits, runner.in_place)
             };
-            let (apart, none) = run(&Overwriting(false));
+            let (apart, none) = run(&Overwriting(&CpuTarget, false));
             let (shared, some) = run(&CpuTarget);
             assert_eq!(none, 0);
             in_place += some;

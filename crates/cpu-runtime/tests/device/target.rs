@@ -1,17 +1,32 @@
 //! What the target takes, what it declines and why.
 
-use crate::support::*;
 use allotrope_cpu_runtime::CpuTarget;
 use allotrope_graph::{DType, Dim, Graph, Input, KvCacheType, OpId, OpKind, Target, TensorType, ValueId};
+use allotrope_runtime::conformance::batches::VOCABULARY;
+use allotrope_runtime::conformance::chains::{Ops, chain};
+use allotrope_runtime::conformance::graphs::{DecoderSizes, decoder};
+use allotrope_runtime::conformance::random;
 
 #[test]
 fn launches_over_tokens_and_over_rows_of_logits_are_apart() {
-    let graph = decoder(DType::Bf16, false);
+    let graph = decoder(DecoderSizes::ODD, DType::Bf16, false);
     let all: Vec<OpId> = graph.op_ids().collect();
     let reason = CpuTarget.accepts(&graph, &all).unwrap_err();
     assert!(reason.contains("over tokens or over rows of logits"), "{reason}");
     for op in &all {
         CpuTarget.accepts(&graph, &[*op]).unwrap();
+    }
+}
+
+#[test]
+fn any_row_operations_and_products_are_one_launch() {
+    let mut random = random();
+    for ops in [Ops::Rows, Ops::Products] {
+        for dtype in [DType::Bf16, DType::F16, DType::F32] {
+            let graph = chain(&mut random, dtype, 40, ops);
+            let all: Vec<OpId> = graph.op_ids().collect();
+            CpuTarget.accepts(&graph, &all).unwrap();
+        }
     }
 }
 

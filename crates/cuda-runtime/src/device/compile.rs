@@ -1,8 +1,11 @@
 //! Code for the device: machine code from the bundle where there is some, else PTX through the driver.
 
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use allotrope_graph::Graph;
 use allotrope_runtime::device::DeviceError;
@@ -10,10 +13,13 @@ use sha2::{Digest, Sha256};
 
 use super::internal;
 use crate::bundle::{Bundle, entry};
-use crate::driver::{Context, Function, Image, Module};
-use crate::jit::{self, KernelCache};
+use crate::driver::{Context, DriverError, Function, Image, Module};
+use crate::jit::{self, KernelCache, Outcome};
 use crate::lower::{KernelCode, Variant};
 use crate::program::{Features, Pointers, fill};
+
+/// The most threads that compile at once.
+const MOST_THREADS: usize = 16;
 
 /// Loads and compiles code, each once.
 pub(super) struct Compiler {
@@ -21,29 +27,35 @@ pub(super) struct Compiler {
     bundle: Bundle,
     cache: KernelCache,
     /// Modules of the bundle, by source.
-    modules: HashMap<&'static str, Loaded>,
+    modules: HashMap<&'static str, Loaded<Module>>,
+    /// PTX of the templates, by the name of the kernel.
+    templates: HashMap<String, String>,
     /// Functions of compiled PTX, by its digest.
     compiled: HashMap<[u8; 32], Loaded<Function>>,
-    /// What the driver was asked to do.
-    work: JitWork,
-}
-
-/// What the driver's compiler did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct JitWork {
-    /// Modules that it compiled.
-    pub compiled: usize,
-    /// Modules whose machine code was on disk.
-    pub cached: usize,
-    /// The time that compiling took.
-    pub time: Duration,
 }
 
 #[derive(Clone)]
-struct Loaded<T = Module> {
+struct Loaded<T> {
     code: T,
     /// Whether its kernels wait for the one in front of them themselves.
     dependent: bool,
+    /// Whether the driver compiled it now.
+    is_new: bool,
+}
+
+/// What a launch needs to be compiled.
+pub(super) enum Request {
+    Bundled { source: &'static str, entry: String },
+    Ptx(PtxRequest),
+}
+
+/// A kernel as PTX.
+pub(super) struct PtxRequest {
+    ptx: String,
+    entry: String,
+    digest: [u8; 32],
+    /// Where generated code in slots wants its pointers, and which.
+    slots: Option<(usize, Pointers)>,
 }
 
 /// Code that is ready to launch.
@@ -54,17 +66,23 @@ pub(super) struct Code {
     pub(super) slots: Option<(usize, Pointers)>,
 }
 
+/// How many modules the driver compiled, and how many were on disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Compiled {
+    pub(super) now: usize,
+    pub(super) before: usize,
+}
+
 impl Compiler {
     pub(super) fn new(context: Context, folder: Option<PathBuf>) -> Result<Self, DeviceError> {
         let bundle = Bundle::embedded().map_err(|error| internal(error.to_string()))?;
-        let cache = KernelCache::new(folder);
         Ok(Self {
             context,
             bundle,
-            cache,
+            cache: KernelCache::new(folder),
             modules: HashMap::new(),
+            templates: HashMap::new(),
             compiled: HashMap::new(),
-            work: JitWork::default(),
         })
     }
 
@@ -77,41 +95,95 @@ impl Compiler {
         Features::of(self.capability())
     }
 
-    /// The code of a variant of a launch.
-    pub(super) fn compile(&mut self, graph: &Graph, variant: &Variant, label: &str) -> Result<Code, DeviceError> {
-        match &variant.code {
+    /// Generates the code of a variant of a launch, as far as it is generated.
+    pub(super) fn request(&mut self, graph: &Graph, variant: &Variant) -> Result<Request, DeviceError> {
+        let (ptx, entry, slots) = match &variant.code {
             KernelCode::Bundled { source, entry } => {
-                let module = self.module(source)?;
-                let function = module.code.function(entry)?;
-                Ok(Code { function, dependent: module.dependent, slots: None })
+                return Ok(Request::Bundled { source, entry: entry.clone() });
             }
-            KernelCode::Generated(program) => {
-                let loaded = self.function(&program.ptx, program.entry, label)?;
-                Ok(Code { function: loaded.code, dependent: loaded.dependent, slots: None })
-            }
-            KernelCode::Filled { source, entry: name, slots } => {
-                let template = self.template(source, name)?;
-                let features = Features::of_target(&template);
+            KernelCode::Generated(program) => (program.ptx.clone(), program.entry.to_owned(), None),
+            KernelCode::Filled { source, entry, slots } => {
+                let template = self.template(source, entry)?;
                 let filling = slots.filling(graph);
-                let offset = filling.pointers_offset;
-                let filled = fill(&template, name, &filling, features);
+                let filled = fill(template, entry, &filling, Features::of_target(template));
                 let (ptx, pointers) = filled.map_err(|error| internal(error.to_string()))?;
-                let loaded = self.function(&ptx, name, label)?;
-                Ok(Code { function: loaded.code, dependent: loaded.dependent, slots: Some((offset, pointers)) })
+                (ptx, entry.clone(), Some((filling.pointers_offset, pointers)))
+            }
+        };
+        let digest = Sha256::digest(&ptx).into();
+        Ok(Request::Ptx(PtxRequest { ptx, entry, digest, slots }))
+    }
+
+    /// The code of a launch, loaded or compiled unless it was before.
+    pub(super) fn code(&mut self, request: &Request, label: &str) -> Result<Code, DeviceError> {
+        match request {
+            Request::Bundled { source, entry } => {
+                let module = self.module(source)?;
+                Ok(Code { function: module.code.function(entry)?, dependent: module.dependent, slots: None })
+            }
+            Request::Ptx(request) => {
+                let loaded = match self.compiled.get(&request.digest) {
+                    Some(loaded) => loaded.clone(),
+                    None => {
+                        let loaded = compile(&self.context, &self.cache, request, label)?;
+                        self.compiled.insert(request.digest, loaded.clone());
+                        loaded
+                    }
+                };
+                Ok(Code { function: loaded.code, dependent: loaded.dependent, slots: request.slots.clone() })
             }
         }
     }
 
+    /// Compiles all that is not compiled yet, several texts at once: the driver's compiler runs in the thread that calls it.
+    /// Each request comes with the label of its launch.
+    pub(super) fn compile_all(&mut self, requests: &[(&Request, &str)]) -> Result<Compiled, DeviceError> {
+        let mut open: Vec<(&PtxRequest, &str)> = Vec::new();
+        for (request, label) in requests {
+            let Request::Ptx(request) = request else { continue };
+            let known = self.compiled.contains_key(&request.digest)
+                || open.iter().any(|(other, _)| other.digest == request.digest);
+            if !known {
+                open.push((request, *label));
+            }
+        }
+        // The longest text first, so that nobody waits for it alone in the end.
+        open.sort_by_key(|(request, _)| std::cmp::Reverse(request.ptx.len()));
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS).min(open.len());
+        let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(open.len())));
+        thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    while let Some((request, label)) = open.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let result = compile(&self.context, &self.cache, request, label);
+                        results.lock().unwrap_or_else(PoisonError::into_inner).push((request.digest, result));
+                    }
+                });
+            }
+        });
+        let mut compiled = Compiled::default();
+        for (digest, result) in results.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            let loaded = result?;
+            *if loaded.is_new { &mut compiled.now } else { &mut compiled.before } += 1;
+            self.compiled.insert(digest, loaded);
+        }
+        Ok(compiled)
+    }
+
     /// The PTX of one template, for as new an architecture as it may say.
-    fn template(&self, source: &str, name: &str) -> Result<String, DeviceError> {
-        let ptx = self.bundle.ptx(source, self.capability()).map_err(|error| internal(error.to_string()))?;
-        let template = entry(&ptx, name).ok_or_else(|| internal(format!("{source} has no kernel {name}")))?;
-        let newer = self.features().e4m3 && template.contains(".target sm_80");
-        Ok(if newer { template.replacen(".target sm_80", ".target sm_89", 1) } else { template })
+    fn template(&mut self, source: &str, name: &str) -> Result<&str, DeviceError> {
+        if !self.templates.contains_key(name) {
+            let ptx = self.bundle.ptx(source, self.capability()).map_err(|error| internal(error.to_string()))?;
+            let template = entry(&ptx, name).ok_or_else(|| internal(format!("{source} has no kernel {name}")))?;
+            let newer = self.features().e4m3 && template.contains(".target sm_80");
+            let template = if newer { template.replacen(".target sm_80", ".target sm_89", 1) } else { template };
+            self.templates.insert(name.to_owned(), template);
+        }
+        Ok(self.templates.get(name).map_or("", String::as_str))
     }
 
     /// A source of the bundle: as machine code if there is some for the device, else as PTX.
-    fn module(&mut self, source: &'static str) -> Result<Loaded, DeviceError> {
+    fn module(&mut self, source: &'static str) -> Result<Loaded<Module>, DeviceError> {
         if let Some(module) = self.modules.get(source) {
             return Ok(module.clone());
         }
@@ -120,43 +192,30 @@ impl Compiler {
         let module = cubin.and_then(|cubin| self.context.load_module(Image::Cubin(&cubin), source).ok());
         let loaded = match module {
             // Machine code for 9.0 and newer is compiled with the wait in it.
-            Some(code) => Loaded { code, dependent: capability >= (9, 0) },
+            Some(code) => Loaded { code, dependent: capability >= (9, 0), is_new: false },
             None => {
                 let ptx = self.bundle.ptx(source, capability).map_err(|error| internal(error.to_string()))?;
-                self.load_ptx(&ptx, source)?
+                load_ptx(&self.context, &self.cache, &ptx, source)?
             }
         };
         self.modules.insert(source, loaded.clone());
         Ok(loaded)
     }
+}
 
-    fn load_ptx(&mut self, ptx: &str, label: &str) -> Result<Loaded, DeviceError> {
-        let (image, outcome) = jit::compile(&self.context, ptx, &self.cache)?;
-        match outcome {
-            jit::Outcome::Hit => self.work.cached += 1,
-            jit::Outcome::Compiled(time) => {
-                self.work.compiled += 1;
-                self.work.time += time;
-            }
-        }
-        let code = self.context.load_module(Image::Cubin(&image), label)?;
-        Ok(Loaded { code, dependent: ptx.contains("griddepcontrol.wait") })
-    }
+fn load_ptx(context: &Context, cache: &KernelCache, ptx: &str, label: &str) -> Result<Loaded<Module>, DriverError> {
+    let (image, outcome) = jit::compile(context, ptx, cache)?;
+    let code = context.load_module(Image::Cubin(&image), label)?;
+    let dependent = ptx.contains("griddepcontrol.wait");
+    Ok(Loaded { code, dependent, is_new: matches!(outcome, Outcome::Compiled(_)) })
+}
 
-    /// A kernel of generated PTX. The same text is compiled once.
-    fn function(&mut self, ptx: &str, name: &str, label: &str) -> Result<Loaded<Function>, DeviceError> {
-        let digest: [u8; 32] = Sha256::digest(ptx).into();
-        if let Some(loaded) = self.compiled.get(&digest) {
-            return Ok(loaded.clone());
-        }
-        let Loaded { code, dependent } = self.load_ptx(ptx, label)?;
-        let loaded = Loaded { code: code.function(name)?, dependent };
-        self.compiled.insert(digest, loaded.clone());
-        Ok(loaded)
-    }
-
-    /// What the driver's compiler did so far.
-    pub(super) fn work(&self) -> JitWork {
-        self.work
-    }
+fn compile(
+    context: &Context,
+    cache: &KernelCache,
+    request: &PtxRequest,
+    label: &str,
+) -> Result<Loaded<Function>, DriverError> {
+    let Loaded { code, dependent, is_new } = load_ptx(context, cache, &request.ptx, label)?;
+    Ok(Loaded { code: code.function(&request.entry)?, dependent, is_new })
 }

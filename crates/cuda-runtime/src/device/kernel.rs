@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use allotrope_graph::{Definition, Dim, Graph, Sizes, Target, ValueId};
+use allotrope_runtime::StartupLedger;
 use allotrope_runtime::device::DeviceError;
 
-use super::compile::Compiler;
+use super::compile::{Compiled, Compiler, Request};
 use super::memory::Memory;
 use super::weights::Weights;
 use super::{Identity, internal};
 use crate::CudaTarget;
 use crate::driver::Launch;
-use crate::lower::{Grid, plan};
+use crate::lower::{Grid, LaunchPlan, plan};
 use crate::program::{BLOCK, Pointer};
 
 /// A group of ops, made ready.
@@ -53,19 +54,56 @@ pub(super) struct Ready<'a> {
     pub(super) memory: &'a Memory,
     pub(super) weights: &'a Weights,
     pub(super) compiler: &'a mut Compiler,
+    pub(super) identity: Identity,
+}
+
+/// A group on its way to a kernel.
+struct Planned {
+    plan: LaunchPlan,
+    /// For each variant.
+    requests: Vec<Request>,
+    label: String,
 }
 
 impl Ready<'_> {
-    /// Loads or compiles the code of a group, and fills in the addresses.
-    pub(super) fn kernel(self, group: usize, identity: Identity) -> Result<CudaKernel, DeviceError> {
+    /// Makes all groups ready: first all code is generated, then compiled together, then addresses are filled in.
+    pub(super) fn kernels(mut self, ledger: &mut StartupLedger) -> Result<Vec<CudaKernel>, DeviceError> {
+        let groups = 0..self.graph.groups().len();
+        let planned: Vec<Planned> =
+            ledger.phase("generate kernels", || groups.map(|group| self.plan(group)).collect::<Result<_, _>>())?;
+        let started = std::time::Instant::now();
+        let requests: Vec<(&Request, &str)> = planned
+            .iter()
+            .flat_map(|planned| planned.requests.iter().map(|request| (request, planned.label.as_str())))
+            .collect();
+        let Compiled { now, before } = self.compiler.compile_all(&requests)?;
+        ledger.claim(&format!("compile kernels ({now}, {before} cached)"), started.elapsed());
+        ledger.phase("load kernels", || planned.iter().map(|planned| self.finish(planned)).collect())
+    }
+
+    /// Makes one group ready.
+    pub(super) fn kernel(mut self, group: usize) -> Result<CudaKernel, DeviceError> {
+        let planned = self.plan(group)?;
+        self.finish(&planned)
+    }
+
+    fn plan(&mut self, group: usize) -> Result<Planned, DeviceError> {
         let ops = self.graph.groups().get(group).map(|group| group.ops.as_slice());
         let ops = ops.ok_or_else(|| internal(format!("the graph has no group {group}")))?;
         CudaTarget.accepts(self.graph, ops).map_err(internal)?;
         let plan = plan(self.graph, ops, self.compiler.features()).map_err(internal)?;
-        let label = self.graph.group_label(group);
+        let requests = plan.variants.iter().map(|variant| self.compiler.request(self.graph, variant));
+        let requests = requests.collect::<Result<_, _>>()?;
+        let result = ops.last().map_or("", |op| &self.graph.value(self.graph.op(*op).output).name);
+        let label = format!("launch {group}, {} to %{result}", self.graph.group_label(group));
+        Ok(Planned { plan, requests, label })
+    }
+
+    fn finish(&mut self, planned: &Planned) -> Result<CudaKernel, DeviceError> {
+        let Planned { plan, requests, label } = planned;
         let mut variants = Vec::with_capacity(plan.variants.len());
-        for variant in &plan.variants {
-            let code = self.compiler.compile(self.graph, variant, &label)?;
+        for (variant, request) in plan.variants.iter().zip(requests) {
+            let code = self.compiler.code(request, label)?;
             let mut parameter = variant.parameter.clone();
             if let Some((offset, pointers)) = &code.slots {
                 parameter.place(*offset, pointers.entries());
@@ -75,7 +113,7 @@ impl Ready<'_> {
             let shared_memory = u32::try_from(variant.shared_memory).unwrap_or(u32::MAX);
             code.function.allow_shared_memory(shared_memory)?;
             let launch = Launch {
-                label: format!("{}: {label}", code.function.name()).into(),
+                label: label.as_str().into(),
                 function: code.function,
                 grid: variant.grid.dimensions(1),
                 block: BLOCK,
@@ -85,7 +123,7 @@ impl Ready<'_> {
             };
             variants.push(ReadyVariant { most_rows: variant.most_rows, grid: variant.grid, launch });
         }
-        Ok(CudaKernel { rows: plan.rows, variants: variants.into(), identity })
+        Ok(CudaKernel { rows: plan.rows, variants: variants.into(), identity: self.identity.clone() })
     }
 
     /// The address that a pointer stands for.

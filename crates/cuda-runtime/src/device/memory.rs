@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use allotrope_graph::memory::MemoryPlan;
-use allotrope_graph::{DType, Definition, Dim, Graph, Input, KvCacheType, Sizes, StepInputs, TensorType, ValueId, ValueType};
+use allotrope_graph::{
+    DType, Definition, Dim, Graph, Input, KvCacheType, Sizes, StepInputs, TensorType, ValueId, ValueType,
+};
 use allotrope_runtime::device::{CacheLayout, DeviceError};
 
 use super::{ALIGNMENT, Keep, internal, within};
@@ -131,7 +133,8 @@ impl Memory {
         within(&sizes, &self.limits)?;
         let staging = self.staging.as_mut_slice::<i32>()?;
         let live = [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks].map(|dim| sizes.of(dim) as i32);
-        let mut copies = vec![0..SIZES_BYTES];
+        let mut copies = Vec::with_capacity(1 + self.places.len());
+        copies.push(0..SIZES_BYTES);
         staging.get_mut(..live.len()).ok_or_else(|| internal("no room for sizes"))?.copy_from_slice(&live);
         for (input, place) in &self.places {
             let elements = inputs.get(*input);
@@ -147,6 +150,12 @@ impl Memory {
             stream.copy_to_device(&self.inputs, range.start, &self.staging, range)?;
         }
         Ok(())
+    }
+
+    /// Sets every byte of what steps write.
+    pub(super) fn fill(&self, stream: &Stream, byte: u8) -> Result<(), DeviceError> {
+        let caches = self.caches.iter().flatten().map(|cache| &cache.buffer);
+        caches.chain([&self.arena]).try_for_each(|buffer| Ok(stream.fill(buffer, byte)?))
     }
 
     /// Makes the inputs those of a batch of nothing.

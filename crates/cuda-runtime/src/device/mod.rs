@@ -17,12 +17,13 @@ use std::sync::Arc;
 
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Dim, Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
+use allotrope_runtime::StartupLedger;
 use allotrope_runtime::device::{CacheLayout, Device, DeviceError};
 
+use crate::CudaTarget;
 use crate::driver::{Context, DeviceInfo, PinnedBuffer, Stream};
 use crate::lower;
 use crate::program::Features;
-use crate::CudaTarget;
 use compile::Compiler;
 use kernel::Ready;
 use memory::Memory;
@@ -80,9 +81,22 @@ impl CudaDevice {
         Ok(Self { stream, compiler, weights: None, memory: None, output: None, identity: Identity::default() })
     }
 
+    /// Sets every byte of the arena and of the KV caches, as they were allocated: for tests that look for what no kernel wrote.
+    ///
+    /// # Errors
+    /// If nothing is allocated yet, or the device fails.
+    pub fn fill_memory(&mut self, byte: u8) -> Result<(), DeviceError> {
+        self.memory()?.fill(&self.stream, byte)
+    }
+
     /// What the GPU is.
     pub fn info(&self) -> &DeviceInfo {
         self.context().info()
+    }
+
+    /// The kernels that may run a group, by their names: that for the fewest rows first.
+    pub fn kernels(&self, graph: &Graph, group: usize) -> Vec<String> {
+        lower::kernels(graph, group, Features::of(self.info().capability))
     }
 
     fn context(&self) -> &Context {
@@ -91,6 +105,12 @@ impl CudaDevice {
 
     fn memory(&self) -> Result<&Memory, DeviceError> {
         self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))
+    }
+
+    fn ready<'a>(&'a mut self, graph: &'a Graph) -> Result<Ready<'a>, DeviceError> {
+        let memory = self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))?;
+        let weights = self.weights.as_ref().ok_or_else(|| internal("no weights were loaded yet"))?;
+        Ok(Ready { graph, memory, weights, compiler: &mut self.compiler, identity: self.identity.clone() })
     }
 
     fn check(&self, identity: &Identity, sizes: &Sizes, limits: &Sizes) -> Result<(), DeviceError> {
@@ -129,7 +149,7 @@ impl Device for CudaDevice {
         Vec::new()
     }
 
-    /// Copies every weight to the GPU. There is one layout, that of the checkpoint.
+    /// Begins to copy every weight to the GPU. There is one layout, that of the checkpoint.
     fn load_weights(&mut self, graph: &Graph, source: Arc<dyn WeightSource>, repack: bool) -> Result<(), DeviceError> {
         if repack {
             return Err(internal("the kernels have no layout of their own to repack weights into"));
@@ -137,7 +157,7 @@ impl Device for CudaDevice {
         self.identity = Identity::default();
         // What was loaded before is freed before the new weights are allocated.
         self.weights = None;
-        self.weights = Some(Arc::new(Weights::load(self.context(), graph, &*source)?));
+        self.weights = Some(Arc::new(Weights::load(self.context(), graph, source)?));
         Ok(())
     }
 
@@ -153,13 +173,19 @@ impl Device for CudaDevice {
     }
 
     fn prepare(&mut self, graph: &Graph, group: usize) -> Result<CudaKernel, DeviceError> {
-        let memory = self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))?;
-        let weights = self.weights.as_ref().ok_or_else(|| internal("no weights were loaded yet"))?;
-        let ready = Ready { graph, memory, weights, compiler: &mut self.compiler };
-        ready.kernel(group, self.identity.clone())
+        self.ready(graph)?.kernel(group)
+    }
+
+    fn prepare_all(&mut self, graph: &Graph, ledger: &mut StartupLedger) -> Result<Vec<CudaKernel>, DeviceError> {
+        self.ready(graph)?.kernels(ledger)
+    }
+
+    fn finish_loading(&mut self) -> Result<(), DeviceError> {
+        self.weights.as_ref().map_or(Ok(()), |weights| weights.wait())
     }
 
     fn write_inputs(&mut self, inputs: &StepInputs) -> Result<(), DeviceError> {
+        self.finish_loading()?;
         let memory = self.memory.as_mut().ok_or_else(|| internal("no memory was allocated yet"))?;
         memory.write(&self.stream, inputs)
     }
@@ -201,6 +227,10 @@ impl Device for CudaDevice {
         Some(recording.text())
     }
 
+    fn health(&self) -> Result<(), DeviceError> {
+        Ok(self.context().check()?)
+    }
+
     fn free_memory(&self) -> Option<u64> {
         self.context().memory().ok().map(|(free, _)| free)
     }
@@ -212,7 +242,8 @@ impl Device for CudaDevice {
 
     fn read_output(&mut self, value: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError> {
         let memory = self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))?;
-        let place = memory.output(value, sizes).ok_or_else(|| internal("what was read is no f32 output in the arena"))?;
+        let place =
+            memory.output(value, sizes).ok_or_else(|| internal("what was read is no f32 output in the arena"))?;
         let bytes = place.len();
         if self.output.as_ref().is_none_or(|output| output.bytes() < bytes) {
             let most = memory.output(value, memory.limits()).map_or(bytes, |range| range.len());

@@ -43,7 +43,8 @@ impl Recorder<CudaKernel, CudaRecording> for CudaRecorder {
         }
         let launches: Vec<_> = kernels.iter().filter_map(|kernel| kernel.launch(sizes)).collect();
         let keep = self.keep.clone();
-        let graph = self.stream.capture(|capture| launches.iter().try_for_each(|launch| capture.launch(launch)), keep)?;
+        let graph =
+            self.stream.capture(|capture| launches.iter().try_for_each(|launch| capture.launch(launch)), keep)?;
         let executable = graph.instantiate()?;
         executable.upload(&self.stream)?;
         self.stream.synchronize()?;

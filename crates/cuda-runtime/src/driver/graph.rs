@@ -1,7 +1,9 @@
 //! Graphs that were captured, and what replays them.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::fmt::{self, Write};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUgraphExecUpdateResult, CUresult};
@@ -14,6 +16,9 @@ use super::stream::Stream;
 
 /// Labels that the name of a recording lists.
 const NAMED: usize = 6;
+
+/// Pairs of numbers of nodes: the second comes after the first.
+type Edges = Vec<(usize, usize)>;
 
 /// A node of a graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +74,7 @@ pub struct Graph {
     nodes: Arc<[Node]>,
     /// The driver's nodes, in the order of `nodes`.
     handles: Vec<sys::CUgraphNode>,
-    edges: Vec<(usize, usize)>,
+    edges: Edges,
     kept: Arc<Kept>,
 }
 
@@ -89,12 +94,10 @@ impl Graph {
         let mut graph = Self { raw, nodes: nodes.into(), handles: Vec::new(), edges: Vec::new(), kept };
         let handles = graph.list_nodes()?;
         let edges = graph.list_edges()?;
-        let mismatch =
-            || DriverError::program("cuGraphGetEdges", "the captured graph is not the chain that was recorded");
-        // The driver lists nodes in any order; a chain has only one.
-        graph.handles =
-            chain(&handles, &edges).filter(|chain| chain.len() == graph.nodes.len()).ok_or_else(mismatch)?;
-        graph.edges = (1..graph.handles.len()).map(|index| (index - 1, index)).collect();
+        let mismatch = || DriverError::program("cuGraphGetEdges", "the captured graph is not what was recorded");
+        // The driver lists nodes in any order, but what one stream was given has only one.
+        let ordered = only_order(&handles, &edges).filter(|(order, _)| order.len() == graph.nodes.len());
+        (graph.handles, graph.edges) = ordered.ok_or_else(mismatch)?;
         Ok(graph)
     }
 
@@ -206,16 +209,36 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-/// Nodes in the order of a chain, if these are one.
-fn chain<T: Copy + Eq + std::hash::Hash>(nodes: &[T], edges: &[(T, T)]) -> Option<Vec<T>> {
-    let next: std::collections::HashMap<T, T> = edges.iter().copied().collect();
-    let targets: std::collections::HashSet<T> = edges.iter().map(|(_, to)| *to).collect();
-    if edges.len() + 1 != nodes.len().max(1) || next.len() != edges.len() || targets.len() != edges.len() {
-        return None;
+/// Nodes in the only order that the edges leave, and the edges as numbers of nodes, sorted; nothing if there are several
+/// orders or none.
+fn only_order<T: Copy + Eq + Hash>(nodes: &[T], edges: &[(T, T)]) -> Option<(Vec<T>, Edges)> {
+    let mut missing: HashMap<T, usize> = nodes.iter().map(|node| (*node, 0)).collect();
+    let mut followers: HashMap<T, Vec<T>> = HashMap::new();
+    for (from, to) in edges {
+        *missing.get_mut(to)? += 1;
+        followers.entry(*from).or_default().push(*to);
     }
-    let Some(first) = nodes.iter().find(|node| !targets.contains(node)) else { return Some(Vec::new()) };
-    let order: Vec<T> = std::iter::successors(Some(*first), |node| next.get(node).copied()).take(nodes.len()).collect();
-    (order.len() == nodes.len()).then_some(order)
+    let mut ready: Vec<T> = nodes.iter().copied().filter(|node| missing[node] == 0).collect();
+    let (mut order, mut numbers) = (Vec::with_capacity(nodes.len()), HashMap::new());
+    while let Some(node) = ready.pop() {
+        if !ready.is_empty() {
+            return None;
+        }
+        numbers.insert(node, order.len());
+        order.push(node);
+        for next in followers.get(&node).into_iter().flatten() {
+            let count = missing.get_mut(next)?;
+            *count -= 1;
+            if *count == 0 {
+                ready.push(*next);
+            }
+        }
+    }
+    let number = |node| numbers.get(node).copied();
+    let edges: Option<Vec<_>> = edges.iter().map(|(from, to)| number(from).zip(number(to))).collect();
+    let mut edges = edges?;
+    edges.sort_unstable();
+    (order.len() == nodes.len()).then_some((order, edges))
 }
 
 /// A graph that can be launched. It keeps alive its kernels and all that was to be kept.
@@ -299,5 +322,21 @@ impl Drop for GraphExec {
         let raw = self.raw;
         // SAFETY: the handle is the recording's own; a launch that is on its way is done all the same.
         self.context.release(|| unsafe { sys::cuGraphExecDestroy(raw) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::only_order;
+
+    #[test]
+    fn nodes_are_put_into_their_only_order() {
+        assert_eq!(only_order::<u8>(&[], &[]), Some((vec![], vec![])));
+        assert_eq!(only_order(&[7], &[]), Some((vec![7], vec![])));
+        // More edges than a chain's change nothing.
+        let edges = [(2, 9), (5, 2), (5, 9)];
+        assert_eq!(only_order(&[9, 2, 5], &edges), Some((vec![5, 2, 9], vec![(0, 1), (0, 2), (1, 2)])));
+        let none: [&[(u8, u8)]; 4] = [&[], &[(1, 2), (1, 3)], &[(1, 2), (2, 3), (3, 1)], &[(1, 2), (2, 3), (3, 4)]];
+        assert!(none.into_iter().all(|edges| only_order(&[1, 2, 3], edges).is_none()));
     }
 }

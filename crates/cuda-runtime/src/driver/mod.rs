@@ -1,6 +1,6 @@
 //! The CUDA driver behind safe types: context, streams, memory, modules, launches, capture.
 //!
-//! The driver is loaded when the process first asks for it ([`probe`]), so nothing here needs CUDA to be built or started.
+//! The driver is loaded when the process first asks for it ([`probe()`]), so nothing here needs CUDA to be built or started.
 //! Every type keeps alive what it needs; every call binds the context to its thread, so they may be used from any.
 //!
 //! What the types vouch for is the *host*: buffers, pinned memory and recordings live as long as the device may use them, ranges

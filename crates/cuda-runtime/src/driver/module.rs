@@ -147,6 +147,9 @@ impl Module {
             local_memory: attribute(CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
             maximum_threads: attribute(CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
         };
+        // Else the first launch would load it, and that may be inside of a capture.
+        // SAFETY: the function is one of a loaded module.
+        context.finish("cuFuncLoad", unsafe { sys::cuFuncLoad(raw) }, || format!("kernel `{name}`"))?;
         let parameter_bytes = parameter_bytes(context, raw, name)?;
         let kernel = Kernel { module: self.clone(), raw, name: name.to_owned(), parameter_bytes, resources };
         Ok(Function { kernel: Arc::new(kernel) })

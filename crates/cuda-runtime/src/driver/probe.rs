@@ -19,7 +19,7 @@ const NEEDED_CAPABILITY: (u32, u32) = (8, 0);
 
 /// Every function of the driver that is called here. They are looked for before any is called, since calling one that
 /// a library lacks ends in a panic.
-const FUNCTIONS: [&str; 50] = [
+const FUNCTIONS: [&str; 51] = [
     "cuCtxSetCurrent",
     "cuDeviceGet",
     "cuDeviceGetAttribute",
@@ -36,6 +36,7 @@ const FUNCTIONS: [&str; 50] = [
     "cuEventSynchronize",
     "cuFuncGetAttribute",
     "cuFuncGetParamInfo",
+    "cuFuncLoad",
     "cuFuncSetAttribute",
     "cuGraphDestroy",
     "cuGraphExecDestroy",
@@ -72,7 +73,7 @@ const FUNCTIONS: [&str; 50] = [
     "cuThreadExchangeStreamCaptureMode",
 ];
 
-/// A context that [`probe`] made, so that opening the device does not make it a second time.
+/// A context that [`probe()`] made, so that opening the device does not make it a second time.
 static PROBED: Mutex<Option<Context>> = Mutex::new(None);
 
 /// What there is to know of a GPU.

@@ -1,5 +1,6 @@
 //! Attention with what comes after it: `kernels/attention.cuh`.
 
+use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{DType, Graph, OpId, OpKind};
 
 use super::linear::{type_code, type_name};
@@ -47,7 +48,7 @@ pub(super) fn variant(graph: &Graph, ops: &[OpId]) -> Result<Variant, String> {
     if shared_memory > MOST_SHARED_MEMORY {
         return Err(format!("attention needs {shared_memory} bytes of shared memory; {MOST_SHARED_MEMORY} can be had"));
     }
-    let is_plain = ops.len() == 1;
+    let is_plain = ops.len() == 1 && MemoryPlan::crosses_launches(graph, op.output);
     let output = if is_plain { Pointer::Value(op.output) } else { Pointer::Nothing };
     let mut parameter = Parameter::default();
     parameter.push(SIZES);

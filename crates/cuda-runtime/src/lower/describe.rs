@@ -20,14 +20,24 @@ pub fn describe(graph: &Graph, group: usize, features: Features) -> String {
     }
 }
 
+/// The kernels of a group by their names: one for each way in which it can run, that for the fewest rows first. None where
+/// there is no kernel.
+pub fn kernels(graph: &Graph, group: usize, features: Features) -> Vec<String> {
+    let ops = graph.groups().get(group).map(|group| group.ops.as_slice()).unwrap_or_default();
+    let planned = CudaTarget.accepts(graph, ops).and_then(|()| plan(graph, ops, features));
+    let variants = planned.map(|plan| plan.variants).unwrap_or_default();
+    variants.iter().map(|variant| variant.code.entry().to_owned()).collect()
+}
+
 fn lines(graph: &Graph, ops: &[OpId], plan: &LaunchPlan) -> String {
     let mut text = String::new();
     for (index, variant) in plan.variants.iter().enumerate() {
         let newline = if index == 0 { "" } else { "\n" };
-        let (entry, how) = match &variant.code {
-            KernelCode::Bundled { entry, .. } => (entry.as_str(), "compiled ahead of time"),
-            KernelCode::Filled { entry, .. } => (entry.as_str(), "template with generated slots"),
-            KernelCode::Generated(program) => (program.entry, "generated"),
+        let entry = variant.code.entry();
+        let how = match &variant.code {
+            KernelCode::Bundled { .. } => "compiled ahead of time",
+            KernelCode::Filled { .. } => "template with generated slots",
+            KernelCode::Generated(_) => "generated",
         };
         let rows = match variant.most_rows {
             usize::MAX => String::new(),
@@ -44,7 +54,8 @@ fn lines(graph: &Graph, ops: &[OpId], plan: &LaunchPlan) -> String {
             let _ = write!(text, "\n  before the products: {}", names(graph, &slots.prologue));
         }
         for bundle in &slots.bundles {
-            let values: Vec<String> = bundle.values.iter().map(|value| format!("%{}", graph.value(*value).name)).collect();
+            let values: Vec<String> =
+                bundle.values.iter().map(|value| format!("%{}", graph.value(*value).name)).collect();
             if !bundle.epilogue.is_empty() {
                 let _ = write!(text, "\n  after {}: {}", values.join(", "), names(graph, &bundle.epilogue));
             }

@@ -3,7 +3,7 @@
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{DType, Dim, Graph, OpId, OpKind, ValueId};
 
-use super::{Grid, KernelCode, MOST_SHARED_MEMORY, Parameter, SIZES, Slots, Variant, Word, is_made_by};
+use super::{Grid, KernelCode, MOST_SHARED_MEMORY, Parameter, SIZES, Slots, Variant, Word};
 use crate::program::{Bundle, Filling, Pointer, place_of_size};
 
 /// The most products of a launch, and the most bundles: the sizes of arrays in the kernel's parameter.
@@ -111,7 +111,8 @@ fn value_sources(
 
 fn parts(graph: &Graph, ops: &[OpId]) -> Result<Parts, String> {
     let is_linear = |op: &&OpId| matches!(graph.op(**op).kind, OpKind::Linear { .. });
-    let products: Vec<Product> = ops.iter().filter(is_linear).map(|op| product(graph, *op)).collect::<Result<_, _>>()?;
+    let products: Vec<Product> =
+        ops.iter().filter(is_linear).map(|op| product(graph, *op)).collect::<Result<_, _>>()?;
     if products.len() > MOST_PRODUCTS {
         return Err(format!("one launch runs at most {MOST_PRODUCTS} matrix products"));
     }
@@ -179,7 +180,13 @@ fn tile_columns(graph: &Graph, bundle: &Bundle) -> Result<usize, String> {
         if width(node.output) != Some(bundle.columns) {
             return Err(format!("{} changes the width of a product's tile", node.kind.name()));
         }
-        head = if head % own == 0 { head } else if own % head == 0 { own } else { head * own };
+        head = if head % own == 0 {
+            head
+        } else if own % head == 0 {
+            own
+        } else {
+            head * own
+        };
     }
     if bundle.values.iter().any(|value| width(*value) != Some(bundle.columns)) {
         return Err("results of different widths meet after matrix products".into());
@@ -219,16 +226,13 @@ pub(super) fn variants(graph: &Graph, ops: &[OpId], rows: Dim) -> Result<Vec<Var
     })
 }
 
-fn variant(
-    graph: &Graph,
-    parts: &Parts,
-    rows: Dim,
-    tensor_cores: bool,
-    tile_rows: usize,
-) -> Result<Variant, String> {
+fn variant(graph: &Graph, parts: &Parts, rows: Dim, tensor_cores: bool, tile_rows: usize) -> Result<Variant, String> {
     let Parts { products, prologue, bundles } = parts;
     let element = type_name(products.first().ok_or("no products")?.dtype);
-    let is_plain = prologue.is_empty() && bundles.iter().all(|bundle| bundle.epilogue.is_empty());
+    // The plain kernel stores every product.
+    let is_plain = prologue.is_empty()
+        && bundles.iter().all(|bundle| bundle.epilogue.is_empty())
+        && products.iter().all(|product| MemoryPlan::crosses_launches(graph, product.output));
     let name = if tensor_cores { format!("linear_{element}_{tile_rows}") } else { format!("linear_generic_{element}") };
     let slots = Slots {
         prologue: prologue.clone(),
@@ -246,7 +250,9 @@ fn variant(
     let scratch_offset = (tile_offset + tile.unwrap_or(0)).next_multiple_of(16);
     let shared_memory = scratch_offset + scratch;
     if shared_memory > MOST_SHARED_MEMORY {
-        return Err(format!("the launch needs {shared_memory} bytes of shared memory; {MOST_SHARED_MEMORY} can be had"));
+        return Err(format!(
+            "the launch needs {shared_memory} bytes of shared memory; {MOST_SHARED_MEMORY} can be had"
+        ));
     }
     let mut parameter = Parameter::default();
     let counts = [place_of_size(rows), bundles.len(), tile_offset, scratch_offset];
@@ -260,7 +266,7 @@ fn variant(
     }
     parameter.pad(PRODUCTS_OFFSET);
     for product in products {
-        parameter.extend(operand(graph, prologue, product));
+        parameter.extend(operand(graph, is_plain, product));
     }
     if !is_plain {
         parameter.pad(POINTERS_OFFSET);
@@ -276,13 +282,13 @@ fn number(value: usize) -> Word {
 }
 
 /// The entry of a product. What the slots bring and take has no address.
-fn operand(graph: &Graph, prologue: &[OpId], product: &Product) -> [Word; 7] {
+fn operand(graph: &Graph, is_plain: bool, product: &Product) -> [Word; 7] {
     let null = Word::Pointer(Pointer::Nothing);
-    let input = match is_made_by(graph, prologue, product.input) {
-        true => null,
-        false => Word::Pointer(Pointer::Value(product.input)),
+    let input = match is_plain {
+        true => Word::Pointer(Pointer::Value(product.input)),
+        false => null,
     };
-    let output = match MemoryPlan::crosses_launches(graph, product.output) {
+    let output = match is_plain {
         true => Word::Pointer(Pointer::Value(product.output)),
         false => null,
     };

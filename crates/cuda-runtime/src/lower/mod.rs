@@ -8,9 +8,9 @@ mod parameter;
 
 use allotrope_graph::{Dim, Graph, OpId, OpKind};
 
-use crate::program::{Features, Pointer, RowProgram};
+use crate::program::{Features, MOST_POINTERS, Pointer, RowProgram};
 
-pub use describe::describe;
+pub use describe::{describe, kernels};
 pub use parameter::{Parameter, Word};
 
 /// The most dynamic shared memory that a launch may ask for, in bytes: what every architecture from 8.0 on can give a block.
@@ -37,6 +37,16 @@ pub enum KernelCode {
         /// What its slots are filled with.
         slots: Slots,
     },
+}
+
+impl KernelCode {
+    /// The kernel's name.
+    pub fn entry(&self) -> &str {
+        match self {
+            KernelCode::Bundled { entry, .. } | KernelCode::Filled { entry, .. } => entry,
+            KernelCode::Generated(program) => program.entry,
+        }
+    }
 }
 
 /// What the slots of a template are filled with, apart from the graph.
@@ -118,9 +128,32 @@ pub fn plan(graph: &Graph, ops: &[OpId], features: Features) -> Result<LaunchPla
     Ok(LaunchPlan { rows, variants })
 }
 
-/// Whether a value is made by one of these operations.
-fn is_made_by(graph: &Graph, ops: &[OpId], value: allotrope_graph::ValueId) -> bool {
-    graph.producer(value).is_some_and(|op| ops.contains(&op))
+/// Whether there is a kernel for these operations together, as far as sizes and types decide it.
+///
+/// # Errors
+/// In words, why there is none.
+pub(crate) fn check(graph: &Graph, ops: &[OpId]) -> Result<(), String> {
+    let first = ops.first().ok_or("a launch without operations")?;
+    // An entry for each operand from outside, for each attribute, and for each result; the live sizes and keys beside values.
+    let operands: usize = ops.iter().map(|op| graph.op(*op).inputs.len()).sum();
+    let entries = operands + 2 * ops.len() + 2;
+    if entries > MOST_POINTERS && entries - internal_operands(graph, ops) > MOST_POINTERS {
+        return Err(format!("one launch names at most {MOST_POINTERS} values and numbers"));
+    }
+    let has = |is: fn(&OpKind) -> bool| ops.iter().any(|op| is(&graph.op(*op).kind));
+    if has(|kind| matches!(kind, OpKind::Linear { .. })) {
+        linear::variants(graph, ops, graph.rows_of(*first)?).map(drop)
+    } else if has(|kind| matches!(kind, OpKind::Attention { .. })) {
+        attention::variant(graph, ops).map(drop)
+    } else {
+        Ok(())
+    }
+}
+
+/// Operands that the operations make themselves, which need no entry.
+fn internal_operands(graph: &Graph, ops: &[OpId]) -> usize {
+    let operands = ops.iter().flat_map(|op| &graph.op(*op).inputs);
+    operands.filter(|value| graph.producer(**value).is_some_and(|op| ops.contains(&op))).count()
 }
 
 /// The live sizes as the first thing in a parameter.

@@ -212,20 +212,14 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// The row of a tensor in global memory.
+    /// A row of a tensor in global memory; without a row, a vector that all rows share.
     pub(super) fn global_row(&mut self, value: ValueId, row: Option<Register>) -> Row {
         let (dtype, width) = (self.dtype(value), self.width(value));
-        let vector = self.graph.tensor_type(value).is_some_and(|tensor| tensor.shape.len() == 1);
         let base = self.pointer(Pointer::Value(value));
-        let address = match row {
-            Some(row) if !vector => {
-                let address = self.code.register(Class::Long);
-                emit!(self, "mad.wide.u32 {address}, {row}, {}, {base};", width * dtype.size_in_bytes());
-                address
-            }
-            _ => base,
-        };
-        Row { address, space: Space::Global, dtype, aligned: vector || width.is_multiple_of(CHUNK) }
+        let Some(row) = row else { return Row { address: base, space: Space::Global, dtype, aligned: true } };
+        let address = self.code.register(Class::Long);
+        emit!(self, "mad.wide.u32 {address}, {row}, {}, {base};", width * dtype.size_in_bytes());
+        Row { address, space: Space::Global, dtype, aligned: width.is_multiple_of(CHUNK) }
     }
 
     /// The elements of a value at a place, rounded to its type.
@@ -392,7 +386,7 @@ impl<'a> Generator<'a> {
         self.rounded(dtype, result)
     }
 
-    /// Each head is summed up by one thread, one element after the other.
+    /// Each head is summed up by one thread: eight sums of every eighth element, then these in pairs.
     fn head_norm(&mut self, id: OpId, heads: usize, epsilon: f32, place: Place) -> Numbers {
         let op = self.graph.op(id);
         let head = (self.width(op.output) / heads.max(1)).max(1);
@@ -400,8 +394,7 @@ impl<'a> Generator<'a> {
         let one_head = matches!(place.elements, Elements::Run(_)) && head.is_multiple_of(CHUNK);
         let mut inverses: Vec<Register> = Vec::with_capacity(CHUNK);
         for element in 0..if one_head { 1 } else { CHUNK } {
-            let squares = self.float();
-            emit!(self, "mov.f32 {squares}, 0f00000000;");
+            let sums = self.each(|g, _, sum| emit!(g, "mov.f32 {sum}, 0f00000000;"));
             for chunk in 0..head.div_ceil(CHUNK) {
                 let transform = match one_head {
                     true => Transform::OfHead { head, chunk },
@@ -409,14 +402,27 @@ impl<'a> Generator<'a> {
                 };
                 let part = self.transformed(place, transform);
                 let x = self.operand(op, 0, part);
-                for number in x.into_iter().take(head - chunk * CHUNK) {
-                    emit!(self, "fma.rn.f32 {squares}, {number}, {number}, {squares};");
+                for (number, sum) in x.into_iter().zip(sums).take(head - chunk * CHUNK) {
+                    emit!(self, "fma.rn.f32 {sum}, {number}, {number}, {sum};");
                 }
             }
+            let squares = self.sum_of_eight(sums);
             inverses.push(self.inverse_root_mean_square(squares, head, epsilon));
         }
         let inverses = std::array::from_fn(|element| inverses[element.min(inverses.len() - 1)]);
         self.normalized(op, place, inverses, place)
+    }
+
+    /// The sum of eight numbers, in pairs.
+    fn sum_of_eight(&mut self, mut sums: Numbers) -> Register {
+        for distance in [4, 2, 1] {
+            for element in 0..distance {
+                let sum = self.float();
+                emit!(self, "add.rn.f32 {sum}, {}, {};", sums[element], sums[element + distance]);
+                sums[element] = sum;
+            }
+        }
+        sums[0]
     }
 
     fn angles(&mut self, id: OpId, frequencies: &[f32], scaling: f32, place: Place) -> Numbers {
@@ -433,8 +439,7 @@ impl<'a> Generator<'a> {
         self.each(|g, element, result| {
             let index = g.element(place, element);
             let is_sine = g.in_second_half(index, half);
-            let (within, address, angle) =
-                (g.code.register(Class::Word), g.code.register(Class::Long), g.float());
+            let (within, address, angle) = (g.code.register(Class::Word), g.code.register(Class::Long), g.float());
             emit!(g, "rem.u32 {within}, {index}, {half};");
             emit!(g, "mad.wide.u32 {address}, {within}, 4, {base};");
             emit!(g, "ld.global.f32 {angle}, [{address}];");
@@ -507,7 +512,7 @@ impl<'a> Generator<'a> {
             let part = self.operand(op, number, part);
             result = Some(match result {
                 None => part,
-                Some(before) => self.from_there_on(place, &sizes, along, shift, before, part),
+                Some(before) => self.chosen_from(place, &sizes, along, shift, before, part),
             });
             shift += limit;
         }
@@ -515,7 +520,7 @@ impl<'a> Generator<'a> {
     }
 
     /// `after` where the coordinate along an axis is at least `shift`, else `before`.
-    fn from_there_on(
+    fn chosen_from(
         &mut self,
         place: Place,
         sizes: &[usize],

@@ -4,7 +4,7 @@ use allotrope_graph::DType;
 
 use super::code::{Class, Register, emit};
 use super::generator::Generator;
-use super::place::{CHUNK, Elements, Place};
+use super::place::{CHUNK, Elements, Mask, Place};
 
 /// Eight numbers, as `f32`.
 pub(super) type Numbers = [Register; CHUNK];
@@ -109,7 +109,7 @@ impl Generator<'_> {
             DType::F8E4M3 => {
                 let word = self.code.register(Class::Word);
                 emit!(self, "ld.{space}.u8 {word}, [{address}];");
-                return self.from_e4m3_word(word, 1)[0];
+                return self.unpacked_e4m3(word, 1)[0];
             }
         }
         result
@@ -135,15 +135,15 @@ impl Generator<'_> {
                         numbers.push(number);
                     }
                 }
-                DType::F16 => numbers.extend(self.from_f16_pair(*word)),
-                DType::F8E4M3 => numbers.extend(self.from_e4m3_word(*word, 4)),
+                DType::F16 => numbers.extend(self.unpacked_f16(*word)),
+                DType::F8E4M3 => numbers.extend(self.unpacked_e4m3(*word, 4)),
             }
         }
         let fallback = numbers.first().copied().unwrap_or_else(|| self.float());
         std::array::from_fn(|element| numbers.get(element).copied().unwrap_or(fallback))
     }
 
-    fn from_f16_pair(&mut self, word: Register) -> [Register; 2] {
+    fn unpacked_f16(&mut self, word: Register) -> [Register; 2] {
         let halves = [self.code.register(Class::Half), self.code.register(Class::Half)];
         emit!(self, "mov.b32 {{{}, {}}}, {word};", halves[0], halves[1]);
         halves.map(|half| {
@@ -154,7 +154,7 @@ impl Generator<'_> {
     }
 
     /// The first `count` of the four e4m3 numbers in a word.
-    fn from_e4m3_word(&mut self, word: Register, count: usize) -> Vec<Register> {
+    fn unpacked_e4m3(&mut self, word: Register, count: usize) -> Vec<Register> {
         let mut numbers = Vec::with_capacity(4);
         for pair in 0..count.div_ceil(2) {
             let bits = self.code.register(Class::Word);
@@ -163,12 +163,12 @@ impl Generator<'_> {
                 let (half, halves) = (self.code.register(Class::Half), self.code.register(Class::Word));
                 emit!(self, "cvt.u16.u32 {half}, {bits};");
                 emit!(self, "cvt.rn.f16x2.e4m3x2 {halves}, {half};");
-                numbers.extend(self.from_f16_pair(halves));
+                numbers.extend(self.unpacked_f16(halves));
             } else {
                 for shift in [0, 8].into_iter().take(count - 2 * pair) {
                     let byte = self.code.register(Class::Word);
                     emit!(self, "shr.u32 {byte}, {bits}, {shift};");
-                    numbers.push(self.from_e4m3_bits(byte));
+                    numbers.push(self.decoded_e4m3(byte));
                 }
             }
         }
@@ -178,7 +178,7 @@ impl Generator<'_> {
 
     /// From the lowest byte of a word, by integer code: the magnitude's bits are those of an f32 whose exponent is 120 too
     /// small, subnormal numbers too.
-    fn from_e4m3_bits(&mut self, byte: Register) -> Register {
+    fn decoded_e4m3(&mut self, byte: Register) -> Register {
         let (sign, magnitude, bits) =
             (self.code.register(Class::Word), self.code.register(Class::Word), self.code.register(Class::Word));
         let (number, is_nan) = (self.float(), self.code.register(Class::Predicate));
@@ -228,14 +228,14 @@ impl Generator<'_> {
             }
             DType::F8E4M3 => {
                 for four in numbers.as_chunks::<4>().0 {
-                    words.push(self.to_e4m3_word(four));
+                    words.push(self.packed_e4m3(four));
                 }
             }
         }
         words
     }
 
-    fn to_e4m3_word(&mut self, four: &[Register; 4]) -> Register {
+    fn packed_e4m3(&mut self, four: &[Register; 4]) -> Register {
         let word = self.code.register(Class::Word);
         if self.features.e4m3 {
             let halves = [self.code.register(Class::Half), self.code.register(Class::Half)];
@@ -247,7 +247,7 @@ impl Generator<'_> {
         }
         emit!(self, "mov.u32 {word}, 0;");
         for (place, number) in four.iter().enumerate() {
-            let byte = self.to_e4m3_bits(*number);
+            let byte = self.encoded_e4m3(*number);
             emit!(self, "shl.b32 {byte}, {byte}, {};", 8 * place);
             emit!(self, "or.b32 {word}, {word}, {byte};");
         }
@@ -255,7 +255,7 @@ impl Generator<'_> {
     }
 
     /// To the lowest byte of a word, by integer code: to nearest, ties to even, held within ±448, NaN as 0x7f.
-    fn to_e4m3_bits(&mut self, number: Register) -> Register {
+    fn encoded_e4m3(&mut self, number: Register) -> Register {
         let (bits, sign, odd, normal) = (
             self.code.register(Class::Word),
             self.code.register(Class::Word),
@@ -290,7 +290,7 @@ impl Generator<'_> {
     }
 
     /// Writes the elements of a place, each but those whose predicate does not hold.
-    pub(super) fn store(&mut self, row: &Row, place: Place, numbers: &Numbers, valid: Option<&[Register; CHUNK]>) {
+    pub(super) fn store(&mut self, row: &Row, place: Place, numbers: &Numbers, valid: Option<&Mask>) {
         let space = row.space.name();
         let words = self.packed(row.dtype, numbers);
         if let (Elements::Run(base), true, None) = (place.elements, row.aligned, valid) {

@@ -15,6 +15,9 @@ pub(super) enum Elements {
     Each([Register; CHUNK]),
 }
 
+/// For each of eight elements whether it is one of the row.
+pub(super) type Mask = [Register; CHUNK];
+
 /// Eight elements, known by a number: what was computed for them is found again by it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {

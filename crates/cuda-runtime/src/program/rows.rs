@@ -5,7 +5,7 @@ use allotrope_graph::{Input, OpId, OpKind, ValueId};
 use super::code::{Class, Register, emit};
 use super::generator::{Generator, Scalar};
 use super::numbers::{Row, Space};
-use super::place::{CHUNK, Place};
+use super::place::{CHUNK, Mask, Place};
 use super::pointers::Pointer;
 
 /// Threads of a block of every kernel.
@@ -37,6 +37,14 @@ pub(super) enum Store {
 }
 
 impl Store {
+    /// The operation, if it is a cache write.
+    pub(super) const fn cache_write(&self) -> Option<OpId> {
+        match self {
+            Store::Value(_) => None,
+            Store::Keys(op, ..) | Store::Values(op, ..) => Some(*op),
+        }
+    }
+
     /// The value whose elements are written.
     pub(super) const fn value(&self) -> ValueId {
         match self {
@@ -71,7 +79,7 @@ impl Generator<'_> {
         &mut self,
         width: usize,
         team: Team,
-        body: &mut dyn FnMut(&mut Self, Place, Option<&[Register; CHUNK]>),
+        body: &mut dyn FnMut(&mut Self, Place, Option<&Mask>),
     ) {
         let chunks = width.div_ceil(CHUNK);
         let each = chunks.div_ceil(team.threads as usize);
@@ -117,12 +125,7 @@ impl Generator<'_> {
         place
     }
 
-    fn loop_over_chunks(
-        &mut self,
-        width: usize,
-        team: Team,
-        body: &mut dyn FnMut(&mut Self, Place, Option<&[Register; CHUNK]>),
-    ) {
+    fn loop_over_chunks(&mut self, width: usize, team: Team, body: &mut dyn FnMut(&mut Self, Place, Option<&Mask>)) {
         let (base, outside) = (self.word(), self.code.register(Class::Predicate));
         let (begin, end) = (self.code.label(), self.code.label());
         emit!(self, "mul.lo.u32 {base}, {}, {CHUNK};", team.thread);
@@ -140,7 +143,7 @@ impl Generator<'_> {
     }
 
     /// For each element of a chunk whether it is within the row, where that is not so for all.
-    pub(super) fn within(&mut self, base: Register, width: usize) -> Option<[Register; CHUNK]> {
+    pub(super) fn within(&mut self, base: Register, width: usize) -> Option<Mask> {
         (!width.is_multiple_of(CHUNK)).then(|| {
             std::array::from_fn(|element| {
                 let (index, valid) = (self.word(), self.code.register(Class::Predicate));
@@ -243,7 +246,7 @@ impl Generator<'_> {
     }
 
     /// Writes the elements of a place.
-    pub(super) fn write(&mut self, store: Store, place: Place, valid: Option<&[Register; CHUNK]>) {
+    pub(super) fn write(&mut self, store: Store, place: Place, valid: Option<&Mask>) {
         let numbers = self.numbers(store.value(), place);
         let (row, nowhere) = self.destination(store);
         let end = self.code.label();

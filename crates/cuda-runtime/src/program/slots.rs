@@ -6,7 +6,7 @@ use allotrope_graph::{Graph, OpId, OpKind, ValueId};
 
 use super::code::{Block, Class, Register, emit};
 use super::generator::{Features, Generator, ParameterArray, Scalar, Tile};
-use super::place::{CHUNK, Elements, Place};
+use super::place::{CHUNK, Elements, Mask, Place};
 use super::pointers::Pointers;
 use super::rows::{BLOCK, Store, Team, team_for};
 use super::stores::stores;
@@ -120,8 +120,8 @@ impl Slot<'_> {
             ["input", ref results @ .., row_in_tile, row, element, linear, scratch] => {
                 self.input(results, [row_in_tile, row, element, linear, scratch], pointers)
             }
-            ["epilogue", tile, row0, live, column0, bundle, _scratch] => {
-                Some(self.epilogue([tile, row0, live, column0, bundle], pointers))
+            ["epilogue", tile, row0, live, column0, bundle, scratch] => {
+                Some(self.epilogue([tile, row0, live, column0, bundle, scratch], pointers))
             }
             _ => None,
         }
@@ -168,7 +168,6 @@ impl Slot<'_> {
 
     /// Yields eight elements of what a product multiplies, in their storage form.
     fn input(&self, results: &[&str], operands: [&str; 5], pointers: &mut Pointers) -> Option<Block> {
-        let reductions = self.filling.reductions();
         let mut inputs: Vec<ValueId> = Vec::new();
         for input in &self.filling.inputs {
             if !inputs.contains(input) {
@@ -177,13 +176,7 @@ impl Slot<'_> {
         }
         let mut g = self.generator(&self.filling.prologue, pointers);
         let [row_in_tile, row, element, linear, scratch] = operands.map(|name| g.taken(name));
-        let address = g.word();
-        emit!(g, "mad.lo.u32 {address}, {row_in_tile}, {}, {scratch};", 4 * reductions.len());
-        for (number, reduction) in reductions.iter().enumerate() {
-            let place = g.word();
-            emit!(g, "add.u32 {place}, {address}, {};", SUMS + 4 * number);
-            g.scalars.insert(*reduction, Scalar::Shared(place));
-        }
+        self.find_scalars(&mut g, row_in_tile, scratch);
         g.begin_row(row);
         g.read_indices();
         let end = g.code.label();
@@ -205,6 +198,18 @@ impl Slot<'_> {
         }
         g.code.place(end);
         Some(g.code.finish())
+    }
+
+    /// Says where the scalars of a row of the tile are that were computed before the products.
+    fn find_scalars(&self, g: &mut Generator<'_>, row_in_tile: Register, scratch: Register) {
+        let reductions = self.filling.reductions();
+        let address = g.word();
+        emit!(g, "mad.lo.u32 {address}, {row_in_tile}, {}, {scratch};", 4 * reductions.len());
+        for (number, reduction) in reductions.into_iter().enumerate() {
+            let place = g.word();
+            emit!(g, "add.u32 {place}, {address}, {};", SUMS + 4 * number);
+            g.scalars.insert(reduction, Scalar::Shared(place));
+        }
     }
 
     /// Goes on at `next` unless the product multiplies this input.
@@ -239,11 +244,15 @@ impl Slot<'_> {
         g.packed(dtype, &numbers)
     }
 
-    /// Goes through the tile and writes what the operations after the products make of it.
-    fn epilogue(&self, operands: [&str; 5], pointers: &mut Pointers) -> Block {
-        let all: Vec<OpId> = self.filling.bundles.iter().flat_map(|bundle| &bundle.epilogue).copied().collect();
+    /// Goes through the tile and writes what the operations after the products make of it. What they need of those before the
+    /// products is computed again.
+    fn epilogue(&self, operands: [&str; 6], pointers: &mut Pointers) -> Block {
+        let after = self.filling.bundles.iter().flat_map(|bundle| &bundle.epilogue);
+        let mut all: Vec<OpId> = self.filling.prologue.iter().chain(after).copied().collect();
+        all.sort_unstable();
+        all.dedup();
         let mut g = self.generator(&all, pointers);
-        let [address, row0, live, first_column, bundle_number] = operands.map(|name| g.taken(name));
+        let [address, row0, live, first_column, bundle_number, scratch] = operands.map(|name| g.taken(name));
         let end = g.code.label();
         for (number, bundle) in self.filling.bundles.iter().enumerate() {
             let (next, other) = (g.code.label(), g.code.register(Class::Predicate));
@@ -259,7 +268,7 @@ impl Slot<'_> {
                 values: bundle.values.clone(),
             };
             g.tile = Some(tile);
-            self.over_tile(&mut g, bundle, [row, row0, live, first_column]);
+            self.over_tile(&mut g, bundle, [row, row0, live, first_column, scratch]);
             emit!(g, "bra {end};");
             g.code.place(next);
         }
@@ -267,8 +276,8 @@ impl Slot<'_> {
         g.code.finish()
     }
 
-    fn over_tile(&self, g: &mut Generator<'_>, bundle: &Bundle, registers: [Register; 4]) {
-        let [row_in_tile, row0, live, first_column] = registers;
+    fn over_tile(&self, g: &mut Generator<'_>, bundle: &Bundle, registers: [Register; 5]) {
+        let [row_in_tile, row0, live, first_column, scratch] = registers;
         let chunks = bundle.tile_columns.div_ceil(CHUNK);
         let [item, items, chunk, base, row] = std::array::from_fn(|_| g.word());
         let outside = g.code.register(Class::Predicate);
@@ -284,6 +293,7 @@ impl Slot<'_> {
         emit!(g, "setp.ge.u32 {outside}, {base}, {};", bundle.columns);
         emit!(g, "@{outside} bra {skip};");
         emit!(g, "add.u32 {row}, {row0}, {row_in_tile};");
+        self.find_scalars(g, row_in_tile, scratch);
         g.begin_row(row);
         for store in self.stores(g, bundle) {
             // The index of a store's row is read once: the code of the bundle runs from top to bottom.
@@ -296,20 +306,25 @@ impl Slot<'_> {
         g.code.place(end);
     }
 
-    /// What a bundle writes: results of its epilogue, and products that others read as they are.
+    /// What a bundle writes: results of its epilogue, and products that others read as they are. Of a cache write each bundle
+    /// writes what it makes; what none makes, the first that has the operation.
     fn stores(&self, g: &Generator<'_>, bundle: &Bundle) -> Vec<Store> {
         let makers = bundle.values.iter().filter_map(|value| g.graph.producer(*value));
         let mut ops: Vec<OpId> = makers.chain(bundle.epilogue.iter().copied()).collect();
         ops.sort_unstable();
         ops.dedup();
-        let all = stores(g.graph, &ops);
-        all.into_iter()
-            .filter(|store| {
-                let value = store.value();
-                // Of a cache write, the part whose operand this bundle makes.
-                bundle.values.contains(&value) || g.graph.producer(value).is_some_and(|op| bundle.epilogue.contains(&op))
+        let makes = |bundle: &Bundle, value: ValueId| {
+            bundle.values.contains(&value) || g.graph.producer(value).is_some_and(|op| bundle.epilogue.contains(&op))
+        };
+        let owner = |store: &Store| {
+            let bundles = &self.filling.bundles;
+            let maker = bundles.iter().find(|bundle| makes(bundle, store.value()));
+            maker.or_else(|| {
+                bundles.iter().find(|bundle| store.cache_write().is_some_and(|op| bundle.epilogue.contains(&op)))
             })
-            .collect()
+        };
+        let all = stores(g.graph, &ops);
+        all.into_iter().filter(|store| owner(store).is_some_and(|owner| owner.values == bundle.values)).collect()
     }
 
     /// The elements of a chunk of the tile, and which of them the tile and the result have.
@@ -319,7 +334,7 @@ impl Slot<'_> {
         bundle: &Bundle,
         base: Register,
         first_column: Register,
-    ) -> (Place, Option<[Register; CHUNK]>) {
+    ) -> (Place, Option<Mask>) {
         if let Some(place) = g.chunks.get(&(bundle.columns, 0, 0)) {
             let place = *place;
             let valid = self.tile_valid(g, bundle, base, first_column);
@@ -351,7 +366,7 @@ impl Slot<'_> {
         bundle: &Bundle,
         base: Register,
         first_column: Register,
-    ) -> Option<[Register; CHUNK]> {
+    ) -> Option<Mask> {
         if bundle.tile_columns.is_multiple_of(CHUNK) && bundle.columns.is_multiple_of(CHUNK) {
             return None;
         }

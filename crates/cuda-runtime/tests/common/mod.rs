@@ -1,6 +1,13 @@
 //! Runs a test in a process of its own that has the emulator as its driver, and what such tests share.
 
-#![allow(unreachable_pub, dead_code, clippy::unwrap_used, clippy::expect_used, reason = "for tests; each uses a part")]
+#![allow(
+    unreachable_pub,
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "for tests; each uses a part"
+)]
 
 use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
@@ -34,6 +41,27 @@ pub enum Driver {
 /// goes on.
 pub fn outside(test: &str, settings: &[(&str, &str)]) -> Option<String> {
     outside_with(test, &Driver::Emulator, settings)
+}
+
+/// Where a test of the device goes on: inside of a process that has the emulator (`false`), or, with
+/// `ALLOTROPE_TEST_DEVICE=cuda`, right here on the machine's GPU (`true`). Elsewhere nothing, once such a process has run it; what that
+/// wrote is printed.
+pub fn on_the_device(test: &str, settings: &[(&str, &str)]) -> Option<bool> {
+    if allotrope_cuda_emulator::testing::on_a_gpu() {
+        return Some(true);
+    }
+    match outside(test, settings) {
+        None => Some(false),
+        Some(text) => {
+            println!("{text}");
+            None
+        }
+    }
+}
+
+/// A seed that no run had before.
+pub fn fresh_seed() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
 }
 
 /// The same, with a driver of choice.
@@ -114,11 +142,11 @@ pub struct Bench {
 
 impl Bench {
     pub fn new() -> Self {
-        Self::seeded(std::hash::RandomState::new().build_hasher().finish())
+        Self::seeded(fresh_seed())
     }
 
     pub fn seeded(seed: u64) -> Self {
-        println!("seed {seed}");
+        eprintln!("seed {seed}");
         let context = Context::open().unwrap();
         let stream = context.stream().unwrap();
         let scale = context.load_module(Image::Ptx(PTX), "test").unwrap().function("scale").unwrap();
@@ -151,7 +179,7 @@ impl Bench {
     pub fn launch(&self, out: &Buffer, a: &Buffer, b: f32, count: usize, label: &str) -> Launch {
         Launch {
             function: self.scale.clone(),
-            grid: [count.div_ceil(64) as u32, 1, 1],
+            grid: [count.div_ceil(64).max(1) as u32, 1, 1],
             block: 64,
             shared_memory: 0,
             parameters: parameters(out.address(), a.address(), b, count),

@@ -66,7 +66,8 @@ fn logits(random: &mut Random, vocabulary: usize) -> Vec<f32> {
 
 fn greedy(bench: &mut Bench, kernel: &str) -> Result<(), String> {
     let mut random = Random::new(bench.seed);
-    for vocabulary in [1, 31, between(&mut random, 100, 200), between(&mut random, 500, 1500)] {
+    let fewer = [(130, 250), (260, 380), (390, 500)].map(|(least, most)| between(&mut random, least, most));
+    for vocabulary in [1, 31, fewer[0], fewer[1], fewer[2], between(&mut random, 500, 1500)] {
         let rows = between(&mut random, 1, 9);
         let logits: Vec<f32> = (0..rows).flat_map(|_| logits(&mut random, vocabulary)).collect();
         let greedy = Row { temperature: 0.0, seed: random.bits(), counter: random.bits() };

@@ -1,31 +1,21 @@
 //! The PTX of the kernels.
 
+use allotrope_cuda_runtime::bundle::{Bundle, entry};
+
 /// The targets that PTX is compiled for.
 pub(crate) const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
 
 /// The PTX of a source file.
-pub(crate) fn file(file: &str, target: &str) -> String {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/kernels");
-    let path = format!("{folder}/{file}.{}.ptx", target.trim_start_matches("sm_"));
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+pub(crate) fn file(source: &str, target: &str) -> String {
+    let capability = if target == "sm_80" { (8, 0) } else { (9, 0) };
+    let text = Bundle::embedded().unwrap().ptx(source, capability).unwrap();
+    assert!(text.contains(&format!(".target {target}\n")), "{source} for {target}");
+    text
 }
 
-/// The names of the kernels in a text.
-pub(crate) fn names(text: &str) -> Vec<String> {
-    let entry = |line: &str| Some(line.split_once(".entry ")?.1.trim_end_matches('(').to_owned());
-    text.lines().filter_map(entry).collect()
-}
-
-/// A text with one kernel of a file, since a whole file takes a while to load.
+/// The PTX of one kernel of a source file, since a whole file takes a while to load.
 pub(crate) fn kernel(source: &str, target: &str, kernel: &str) -> String {
-    let text = file(source, target);
-    let lines: Vec<&str> = text.lines().collect();
-    let head = lines.iter().position(|line| line.contains(".entry ")).expect("a kernel");
-    let begin = lines.iter().position(|line| line.contains(&format!(".entry {kernel}("))).expect("the kernel");
-    let end = (begin..lines.len()).find(|line| lines[*line] == "}").expect("its end");
-    let mut kept = lines[..head].to_vec();
-    kept.extend(&lines[begin..=end]);
-    kept.join("\n")
+    entry(&file(source, target), kernel).unwrap_or_else(|| panic!("{kernel} is not in {source}"))
 }
 
 /// The text with each marker replaced by what is made of its name and registers.

@@ -189,6 +189,19 @@ fn what_a_dead_device_says_is_what_a_step_says() {
     }
 }
 
+/// Of a device that died, no recording is missed: nothing runs any more, and nobody waits for the others to fail as well.
+#[test]
+fn a_device_that_dies_while_it_records_ends_the_run() {
+    let dies = || Scribe { is_dead: true, fails: Some(|_, tokens| tokens == 2), ..Scribe::default() };
+    let device = dies();
+    let built = build(device.clone(), graph(), options(GraphMode::FullDecodeOnly, GraphCapture::Startup, false));
+    assert_eq!(built.err().unwrap().to_string(), "scribe: the pen broke");
+    let recorded = device.calls().iter().filter(|call| matches!(call, Call::Record(..))).count();
+    assert_eq!(recorded, 2, "the size 4, then the size 2, and not the size 1");
+    let mut lazy = build(dies(), graph(), options(GraphMode::FullDecodeOnly, GraphCapture::Lazy, false)).unwrap();
+    assert_eq!(lazy.step(&batch(&[1, 1])).unwrap_err().to_string(), "scribe: the pen broke");
+}
+
 #[test]
 fn recordings_are_shown_by_name() {
     let executor = executor(GraphMode::FullAndPiecewise, GraphCapture::Startup, false);

@@ -120,6 +120,9 @@ impl Device for Scribe {
     fn recording_text(&self, recording: &Recording) -> Option<String> {
         Some(format!("groups {:?} of {} tokens", recording.groups, recording.limits.tokens))
     }
+    fn health(&self) -> Result<(), DeviceError> {
+        self.alive()
+    }
     fn free_memory(&self) -> Option<u64> {
         let recorded = self.calls().iter().filter(|call| matches!(call, Call::Record(..))).count();
         Some(1000 - 10 * recorded as u64)

@@ -199,6 +199,11 @@ export! {
 
     fn cuFuncSetCacheConfig(_function: Handle, _config: u32) { enter().map(|_| ()) }
 
+    fn cuFuncLoad(function: Handle) {
+        // Everything is loaded with its module.
+        enter()?.functions.get(&function).map(|_| ()).ok_or(Status::INVALID_HANDLE)
+    }
+
     fn cuFuncGetName(name: Out<*const c_char>, function: Handle) {
         let state = enter()?;
         name.set(state.functions.get(&function).ok_or(Status::INVALID_HANDLE)?.name.as_ptr())

@@ -1,21 +1,27 @@
-//! Random graphs of row operations: grouped or one by one, in place or not, on any number of threads, the bits are the
-//! same.
+//! Random graphs of row operations and products.
 
-use crate::support::*;
-use allotrope_cpu_runtime::{CpuTarget, Isa};
+use std::rc::Rc;
+
 use allotrope_graph::{DType, Dim, Graph, Input, OpId, OpKind, StepInputs, Target, TensorType, ValueId};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+use super::batches::{VOCABULARY, plain_batch};
+use super::graphs::{grouped, groupings};
+use super::runner::{Overwriting, Setup};
+use super::suite::{Suite, reference};
+use super::{Report, Subject, Weights};
+use crate::device::Device;
+
 /// What a random graph may hold.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ops {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ops {
     /// Row operations whose bits the reference has too.
     Exact,
     /// All row operations.
     Rows,
-    /// Projections too.
-    Projections,
+    /// Products too.
+    Products,
 }
 
 /// A random graph under construction.
@@ -48,7 +54,7 @@ impl Chain<'_> {
         tensor.shape[1..].iter().map(|dim| StepInputs::default().sizes().of(*dim)).collect()
     }
 
-    /// Some value of the same type, perhaps itself.
+    /// A value of the same type, perhaps itself.
     fn partner(&mut self, value: ValueId) -> ValueId {
         let ty = self.graph.tensor_type(value);
         let same: Vec<_> = self.values.iter().copied().filter(|other| self.graph.tensor_type(*other) == ty).collect();
@@ -97,7 +103,7 @@ impl Chain<'_> {
 
     /// Works on matrices only.
     fn on_matrix(&mut self, x: ValueId, dtype: DType, width: usize) {
-        match self.number(0..if self.ops == Ops::Projections { 6 } else { 4 }) {
+        match self.number(0..if self.ops == Ops::Products { 6 } else { 4 }) {
             0 | 1 if self.ops != Ops::Exact => {
                 let head = self.divisor(width);
                 let weight = self.weight(TensorType::vector(dtype, Dim::Static(head)));
@@ -171,7 +177,7 @@ impl Chain<'_> {
 }
 
 /// A random graph of about `count` operations.
-fn chain(random: &mut ChaCha8Rng, dtype: DType, count: usize, ops: Ops) -> Graph {
+pub fn chain(random: &mut ChaCha8Rng, dtype: DType, count: usize, ops: Ops) -> Graph {
     let mut chain = Chain { ops, random, graph: Graph::new(), values: Vec::new() };
     let ids = chain.graph.input(Input::TokenIds);
     let width = chain.number(1..70);
@@ -193,90 +199,90 @@ fn chain(random: &mut ChaCha8Rng, dtype: DType, count: usize, ops: Ops) -> Graph
     graph
 }
 
-fn batch(random: &mut ChaCha8Rng) -> StepInputs {
-    let tokens = random.random_range(1..40);
+fn batch(random: &mut ChaCha8Rng, most: usize) -> StepInputs {
+    let tokens = random.random_range(1..most);
     let mut inputs = plain_batch(random, tokens);
     inputs.token_sequences.iter_mut().for_each(|row| *row = random.random_range(0..tokens as i32));
     inputs
 }
 
+/// Random graphs of row operations and products, in random groups that the target takes, with results in the place of operands
+/// and apart, launched and recorded: the same bits, and where all operations are exact, those of the reference.
+pub fn chains<S: Subject>(subject: &S, random: &mut ChaCha8Rng) -> Report {
+    let mut suite = Suite::new(subject);
+    let (mut finite, mut all) = (0, 0);
+    for round in 0..suite.effort.pick(4, 40) {
+        let dtype = [DType::Bf16, DType::F16, DType::F32][round % 3];
+        let ops = [Ops::Rows, Ops::Products][round % 2];
+        let graph = chain(random, dtype, suite.effort.pick(24, 40), ops);
+        let weights = Weights::random(random, &graph);
+        let inputs = batch(random, suite.effort.pick(9, 40));
+        let result = in_any_groups(&mut suite, random, &graph, &weights, &inputs);
+        finite += result.iter().filter(|value| value.is_finite()).count();
+        all += result.len();
+        let kind = if ops == Ops::Rows { "rows" } else { "products" };
+        suite.report.digest(&format!("{kind}: chain {round}"), &result);
+    }
+    for round in 0..suite.effort.pick(6, 40) {
+        let dtype = [DType::Bf16, DType::F16, DType::F32][round % 3];
+        let graph = chain(random, dtype, 20, Ops::Exact);
+        let weights = Weights::random(random, &graph);
+        let inputs = batch(random, suite.effort.pick(9, 40));
+        let expected = reference(&graph, &weights, &inputs);
+        let variant = random.random_range(0..subject.variants());
+        let setup = Setup { variant, ..Setup::default() };
+        let found = suite.run(&graph, &weights, setup, std::slice::from_ref(&inputs)).remove(0);
+        suite.exact(&found, &expected, || format!("exact operations, {inputs:?}\n{graph}"));
+    }
+    assert!(finite > all / 2, "{}: {finite} of {all} numbers are finite", subject.name());
+    suite.finish("chains")
+}
+
+/// Runs a graph in many groupings and gives its result.
+fn in_any_groups<S: Subject>(
+    suite: &mut Suite<'_, S>,
+    random: &mut ChaCha8Rng,
+    graph: &Graph,
+    weights: &Weights,
+    inputs: &StepInputs,
+) -> Vec<f32> {
+    let mut all = groupings(random, graph, suite.device.target());
+    let ops: Vec<OpId> = graph.op_ids().collect();
+    all.extend(grouped(graph, &ops, suite.device.target()).map(|whole| ("all in one".to_owned(), whole)));
+    all.truncate(suite.effort.pick(3, usize::MAX));
+    for number in 0..suite.effort.pick(1, 4) {
+        all.push((format!("small {number}"), small_groups(random, graph, suite.device.target())));
+    }
+    let steps = std::slice::from_ref(inputs);
+    let mut expected: Option<Vec<f32>> = None;
+    let last = suite.subject.variants() - 1;
+    let device = Rc::clone(&suite.device);
+    let apart = Overwriting(device.target(), false);
+    for (name, grouped) in &all {
+        for (in_place, variant, record) in [(false, 0, false), (true, 0, true), (true, last, false)] {
+            let target: Option<&dyn Target> = if in_place { None } else { Some(&apart) };
+            let setup = Setup { target, variant, record, ..Setup::default() };
+            let found = suite.run(grouped, weights, setup, steps).remove(0);
+            let expected = expected.get_or_insert_with(|| found.clone());
+            suite.same(&found, expected, || format!("{name}, in place={in_place}, {setup:?}: {inputs:?}\n{grouped}"));
+        }
+    }
+    expected.unwrap()
+}
+
 /// Groups of a few ops that are near each other: most values cross launches, and many die in one.
-fn small_groups(random: &mut ChaCha8Rng, graph: &Graph) -> Graph {
-    let mut grouped = graph.clone();
+fn small_groups(random: &mut ChaCha8Rng, graph: &Graph, target: &dyn Target) -> Graph {
+    let mut result = graph.clone();
     let count = graph.ops().len();
     for _ in 0..count / 2 {
         let first = random.random_range(0..count);
         let ops: Vec<OpId> = (0..random.random_range(2..6))
             .map(|_| OpId((first + random.random_range(0..9)).min(count - 1) as u32))
             .collect();
-        // What would make a cycle stays as it is.
-        let _ = grouped.regroup(&ops);
-    }
-    grouped
-}
-
-#[test]
-fn a_chain_has_the_same_bits_however_it_is_grouped_and_placed() {
-    let mut random = random();
-    let (mut in_place, mut finite, mut all) = (0, 0, 0);
-    for round in 0..40 {
-        let dtype = [DType::Bf16, DType::F16, DType::F32][round % 3];
-        let kind = [Ops::Rows, Ops::Projections][round % 2];
-        let graph = chain(&mut random, dtype, 40, kind);
-        let weights = Weights::random(&mut random, &graph);
-        let inputs = batch(&mut random);
-        let mut groupings = groupings(&mut random, &graph);
-        let ops: Vec<OpId> = graph.op_ids().collect();
-        CpuTarget.accepts(&graph, &ops).unwrap();
-        let mut whole = graph.clone();
-        whole.regroup(&ops).unwrap();
-        groupings.push(("all in one".into(), whole));
-        groupings.extend((0..4).map(|number| (format!("small {number}"), small_groups(&mut random, &graph))));
-        let mut across_paths: Option<Vec<u32>> = None;
-        for isa in Isa::available() {
-            let mut expected: Option<Vec<u32>> = None;
-            for (name, grouped) in &groupings {
-                for (sharing, threads, record) in [(false, 1, false), (true, 1, true), (true, 3, false)] {
-                    let target: &dyn Target = if sharing { &CpuTarget } else { &Overwriting(false) };
-                    let setup = Setup { target, isa, threads, repack: false, block_size: 4 };
-                    let mut runner = Runner::set_up(grouped, &weights, setup).unwrap();
-                    in_place += runner.in_place;
-                    runner.record = record;
-                    let found = runner.step(&inputs);
-                    finite += found.iter().filter(|value| value.is_finite()).count();
-                    all += found.len();
-                    let found = bits(&found);
-                    let same = *expected.get_or_insert_with(|| found.clone()) == found;
-                    assert!(
-                        same,
-                        "{isa} {name} sharing={sharing} {threads} threads record={record}: {inputs:?}\n{grouped}"
-                    );
-                }
-            }
-            let expected = expected.unwrap();
-            if kind == Ops::Rows {
-                assert!(*across_paths.get_or_insert_with(|| expected.clone()) == expected, "{isa}\n{graph}");
-            }
+        // What would make a cycle, or what the target does not take, stays as it is.
+        if let Some(grouped) = grouped(&result, &ops, target) {
+            result = grouped;
         }
     }
-    assert!(in_place > 100, "{in_place} values were in place");
-    assert!(finite > all / 2, "{finite} of {all} numbers are finite");
-}
-
-#[test]
-fn chains_of_exact_ops_have_the_bits_of_the_reference() {
-    let mut random = random();
-    for round in 0..40 {
-        let dtype = [DType::Bf16, DType::F16, DType::F32][round % 3];
-        let graph = chain(&mut random, dtype, 20, Ops::Exact);
-        let weights = Weights::random(&mut random, &graph);
-        let inputs = batch(&mut random);
-        let expected = reference(&graph, &weights, &inputs);
-        let found = Runner::new(&graph, &weights, Isa::detect(), 2, false).step(&inputs);
-        assert_eq!(found.len(), expected.len());
-        for (index, (f, e)) in found.iter().zip(&expected).enumerate() {
-            let same = f.to_bits() == e.to_bits() || (f.is_nan() && e.is_nan());
-            assert!(same, "element {index} is {f}, expected {e}\n{graph}");
-        }
-    }
+    result
 }
