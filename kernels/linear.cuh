@@ -5,19 +5,25 @@
 // stores them. What an element is depends on its row of x and its row of w alone: its sum runs over k in the same
 // steps in every tile of every kernel for the same element type, except between the tensor cores and `generic`.
 //
-// Dynamic shared memory, laid out by the host: `SLAB_BYTES` of the kernel at offset 0; the tile, f32 [products of the
-// bundle][ROWS][tile_columns], at `tile_offset`; what the slots ask for at `scratch_offset`.
+// Plain kernels have inputs and results in memory. Templates end in `_epilogue` where generated code takes the results, and in
+// `_slots` where it makes the inputs too.
 //
-//     kernel                                   ROWS   SLAB_BYTES
-//     linear_bf16_8,  linear_f16_8,  linear_e4m3_8     8        27648
-//     linear_bf16_64, linear_f16_64, linear_e4m3_64   64        32768
-//     linear_generic_f32, _bf16, _f16, _e4m3           8         9472
+// Dynamic shared memory, laid out by the host: `SLAB_BYTES` of the kernel at offset 0; the tile, f32 [products of the
+// bundle][ROWS][tile_columns], at `tile_offset`; what the slots ask for at `scratch_offset`; and for the `_slots` of the tensor
+// cores, at `staged_offset`, the inputs of a tile's rows: ROWS lines of ceil(inner / 128 bytes) * 128 + 16 bytes.
+//
+//     kernel                                              ROWS   SLAB_BYTES
+//     linear_{bf16,f16,e4m3}_8, _8_epilogue                  8        27648
+//     linear_{bf16,f16,e4m3}_64, _64_epilogue               64        32768
+//     linear_{bf16,f16,e4m3}_8_slots                         8        24576
+//     linear_generic_{f32,bf16,f16,e4m3}, _slots             8         9472
 #pragma once
 #include "slots.cuh"
 #include "types.cuh"
 
 struct LinearOperand {
     const void* weight;
+    // Where slots make the input: a number, the same for products of one input.
     const void* input;
     void* output;
     uint32_t columns, inner;
@@ -31,12 +37,12 @@ struct LinearBundle {
 
 struct LinearParams {
     const int32_t* sizes;
-    uint32_t row_dim, bundles, tile_offset, scratch_offset;
+    uint32_t row_dim, bundles, tile_offset, scratch_offset, staged_offset;
     LinearBundle bundle[8];
     LinearOperand linear[8];
     const void* pointers[64];
 };
-static_assert(sizeof(LinearOperand) == 40 && sizeof(LinearBundle) == 16 && sizeof(LinearParams) == 984, "the host's");
+static_assert(sizeof(LinearOperand) == 40 && sizeof(LinearBundle) == 16 && sizeof(LinearParams) == 992, "the host's");
 
 // A block walks through its columns in steps of this size.
 constexpr uint32_t COLUMN_STEP = 64;
@@ -51,8 +57,8 @@ struct Step {
     uint32_t row0, live;
     // The first column and how many there are, at most COLUMN_STEP.
     uint32_t column0, columns;
-    // The shared address of the scratch.
-    uint32_t scratch;
+    // The shared addresses of the scratch, and of staged inputs.
+    uint32_t scratch, staged;
     // Where the result goes, and how far apart rows are there.
     float* tile;
     uint32_t stride;
@@ -147,6 +153,15 @@ struct Slots {
     }
 };
 
+// The policy of templates whose inputs come from memory: generated code takes results.
+struct Epilogue : Plain {
+    template <uint32_t ROWS>
+    static __device__ __forceinline__ void epilogue(const LinearParams& p, const LinearBundle& bundle, uint32_t number,
+                                                    uint32_t row0, uint32_t live, uint32_t column0, uint32_t scratch) {
+        Slots::template epilogue<ROWS>(p, bundle, number, row0, live, column0, scratch);
+    }
+};
+
 // One product after the other of the bundle that the block belongs to. `Product::step` computes up to COLUMN_STEP
 // columns of one.
 template <typename Product, typename Policy>
@@ -165,16 +180,26 @@ __device__ __forceinline__ void linear(const LinearParams& p) {
     uint32_t scratch = shared_address(shared + p.scratch_offset);
 
     Policy::rows(row0, live, scratch);
+    uint32_t staged = shared_address(shared + p.staged_offset);
+    const void* present = nullptr;
     float* tile = reinterpret_cast<float*>(shared + p.tile_offset);
 #pragma unroll 1
     for (uint32_t i = 0; i < bundle.linears; ++i, tile += ROWS * bundle.tile_columns) {
         uint32_t index = bundle.first_linear + i;
         const LinearOperand& operand = p.linear[index];
         uint32_t columns = min(bundle.tile_columns, operand.columns - column0);
+        if constexpr (Product::STAGED) {
+            if (present != operand.input) {
+                // The scalars of the rows are there, and nobody reads the inputs that are overwritten.
+                __syncthreads();
+                Product::template stage<Policy>(Step{operand, index, row0, live, column0, 0, scratch, staged, tile, 0});
+                present = operand.input;
+            }
+        }
 #pragma unroll 1
         for (uint32_t at = 0; at < columns; at += COLUMN_STEP) {
             uint32_t here = min(COLUMN_STEP, columns - at);
-            Step step{operand, index, row0, live, column0 + at, here, scratch, tile + at, bundle.tile_columns};
+            Step step{operand, index, row0, live, column0 + at, here, scratch, staged, tile + at, bundle.tile_columns};
             Product::template step<Policy>(step);
         }
     }

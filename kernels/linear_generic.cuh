@@ -6,6 +6,7 @@ template <typename Weights>
 struct GenericProduct {
     using Element = Weights;
     static constexpr uint32_t ROWS = 8;
+    static constexpr bool STAGED = false;
     // So much of k is brought to shared memory at a time, as f32.
     static constexpr uint32_t DEPTH = 32;
     // Lines of weights are one longer than they need, so that a column of them lies in different banks.

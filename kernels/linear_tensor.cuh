@@ -52,20 +52,25 @@ __device__ __forceinline__ void multiply_chunks(float (&sum)[4], const uint32_t 
     }
 }
 
-template <typename Weights, uint32_t TILE_ROWS>
+// With `IS_STAGED` the inputs of the tile's rows are brought to shared memory as a whole, before the weights: making them takes
+// time that a slab of weights does not have.
+template <typename Weights, uint32_t TILE_ROWS, bool IS_STAGED = false>
 struct TensorProduct {
     using Element = Weights;
     static constexpr uint32_t ROWS = TILE_ROWS;
-    // A slab is 128 bytes of k of the step's columns and of the tile's rows: lines of eight chunks of 16 bytes.
+    static constexpr bool STAGED = IS_STAGED;
+    // A slab is 128 bytes of k of the step's columns and, if they are not staged, of the tile's rows: lines of eight chunks of
+    // 16 bytes.
     static constexpr uint32_t LINE_BYTES = 128;
     static constexpr uint32_t LINE_ELEMENTS = LINE_BYTES / sizeof(Element);
     static constexpr uint32_t CHUNK_ELEMENTS = 16 / sizeof(Element);
-    static constexpr uint32_t SLAB = (COLUMN_STEP + ROWS) * LINE_BYTES;
+    static constexpr uint32_t SLAB = (COLUMN_STEP + (STAGED ? 0 : ROWS)) * LINE_BYTES;
     // While one slab is multiplied, the others are on their way.
     static constexpr uint32_t STAGES = ROWS == 8 ? 3 : 2;
     static constexpr uint32_t AHEAD = STAGES - 1;
     static constexpr uint32_t SLAB_BYTES = STAGES * SLAB;
-    static_assert(SLAB_BYTES == (ROWS == 8 ? 27648 : 32768), "as linear.cuh says");
+    static_assert(SLAB_BYTES == (STAGED ? 24576 : ROWS == 8 ? 27648 : 32768), "as linear.cuh says");
+    static_assert(!STAGED || ROWS == 8, "more rows take more shared memory than there is");
     static_assert(ROWS % 8 == 0 && COLUMN_STEP == 16 * WARPS, "a warp has 16 columns");
 
     // Where a chunk lies within its part of a slab. Lines are permuted so that eight lines' same chunk, which is what
@@ -88,6 +93,7 @@ struct TensorProduct {
             size_t offset = static_cast<size_t>(step.column0 + line) * operand.inner + element;
             copy_chunk(address + place(line, chunk), weight + (present ? offset : 0), present);
         }
+        if constexpr (STAGED) return;
         address += COLUMN_STEP * LINE_BYTES;
 #pragma unroll 1
         for (uint32_t i = 0; i < ROWS; i += THREADS / 8) {
@@ -103,7 +109,42 @@ struct TensorProduct {
         __syncwarp();
     }
 
-    static __device__ __forceinline__ void compute(float (&sums)[ROWS / 8][4], uint32_t address) {
+    // Bytes between staged rows: a chunk more than they need, so that eight rows' same chunk lies in different banks.
+    static __device__ __forceinline__ uint32_t staged_line(uint32_t inner) {
+        return (inner + LINE_ELEMENTS - 1) / LINE_ELEMENTS * LINE_BYTES + 16;
+    }
+
+    // Makes the inputs of the live rows, with zeros behind them up to a whole slab.
+    template <typename Policy>
+    static __device__ __forceinline__ void stage(const Step& step) {
+        uint32_t line = staged_line(step.operand.inner), chunks = line / 16 - 1;
+#pragma unroll 1
+        for (uint32_t i = threadIdx.x; i < step.live * chunks; i += THREADS) {
+            uint32_t row = i / chunks, chunk = i % chunks;
+            uint32_t address = step.staged + row * line + chunk * 16;
+            if (chunk * CHUNK_ELEMENTS < step.operand.inner) {
+                Policy::template chunk<Element>(step, address, row, chunk * CHUNK_ELEMENTS);
+            } else {
+                asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(address), "r"(0) : "memory");
+            }
+        }
+    }
+
+    // Where a lane's chunk of the inputs is, from chunk `half` of a slab on. Rows that are not live have those of the last
+    // live one, and nobody looks at what comes of it.
+    static __device__ __forceinline__ uint32_t input_place(const Step& step, uint32_t slab, uint32_t address,
+                                                           uint32_t tile, uint32_t half) {
+        uint32_t lane = threadIdx.x % 32;
+        if constexpr (STAGED) {
+            uint32_t row = min(lane % 8, step.live - 1);
+            return step.staged + row * staged_line(step.operand.inner) + slab * LINE_BYTES + (half + lane / 8) * 16;
+        } else {
+            return address + place(COLUMN_STEP + tile * 8 + lane % 8, half + lane / 8);
+        }
+    }
+
+    static __device__ __forceinline__ void compute(const Step& step, float (&sums)[ROWS / 8][4], uint32_t slab,
+                                                   uint32_t address) {
         uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
         for (uint32_t half = 0; half < 8; half += 4) {
@@ -114,7 +155,7 @@ struct TensorProduct {
 #pragma unroll
             for (uint32_t tile = 0; tile < ROWS / 8; ++tile) {
                 uint32_t x[4];
-                load_matrices(x, address + place(COLUMN_STEP + tile * 8 + lane % 8, half + lane / 8));
+                load_matrices(x, input_place(step, slab, address, tile, half));
                 multiply_chunks<Element>(sums[tile], w[0], x[0], x[1]);
                 multiply_chunks<Element>(sums[tile], w[1], x[2], x[3]);
             }
@@ -133,7 +174,7 @@ struct TensorProduct {
             __syncthreads();
             if (slab < slabs) load<Policy>(step, slab, base + slab % STAGES * SLAB);
             asm volatile("cp.async.commit_group;" ::: "memory");
-            if (slab >= AHEAD) compute(sums, base + (slab - AHEAD) % STAGES * SLAB);
+            if (slab >= AHEAD) compute(step, sums, slab - AHEAD, base + (slab - AHEAD) % STAGES * SLAB);
         }
         // A lane has two columns of two rows of each tile.
         uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;

@@ -190,6 +190,22 @@ impl Device for AnyDevice {
         })
     }
 
+    fn launches_of(&self, kernel: &AnyKernel, sizes: &Sizes) -> usize {
+        match (self, kernel) {
+            (AnyDevice::Cpu(device), AnyKernel::Cpu(kernel)) => device.launches_of(kernel, sizes),
+            (AnyDevice::Cuda(device), AnyKernel::Cuda(kernel)) => device.launches_of(kernel, sizes),
+            (AnyDevice::Cpu(_), AnyKernel::Cuda(_)) | (AnyDevice::Cuda(_), AnyKernel::Cpu(_)) => 0,
+        }
+    }
+
+    fn launches_in(&self, recording: &AnyRecording) -> Option<usize> {
+        match (self, recording) {
+            (AnyDevice::Cpu(device), AnyRecording::Cpu(recording)) => device.launches_in(recording),
+            (AnyDevice::Cuda(device), AnyRecording::Cuda(recording)) => device.launches_in(recording),
+            (AnyDevice::Cpu(_), AnyRecording::Cuda(_)) | (AnyDevice::Cuda(_), AnyRecording::Cpu(_)) => None,
+        }
+    }
+
     fn finish_loading(&mut self) -> Result<(), DeviceError> {
         either!(self, device => device.finish_loading())
     }

@@ -136,6 +136,17 @@ pub trait Device {
     /// If the sizes exceed what was allocated, or the launch fails.
     fn launch(&mut self, kernel: &Self::Kernel, sizes: &Sizes) -> Result<(), DeviceError>;
 
+    /// How many kernels of the device [`Device::launch`] runs for a kernel and a batch.
+    fn launches_of(&self, _kernel: &Self::Kernel, _sizes: &Sizes) -> usize {
+        1
+    }
+
+    /// How many kernels of the device a recording runs, where that may be another number than that of the kernels that were
+    /// recorded.
+    fn launches_in(&self, _recording: &Self::Recording) -> Option<usize> {
+        None
+    }
+
     /// Runs each kernel once without any effect, so that nothing is loaded while it is recorded. It may come before the first
     /// inputs are written, and between steps. Without need where nothing is loaded late.
     ///

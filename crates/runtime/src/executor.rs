@@ -280,9 +280,10 @@ impl<D: Device> Executor<D> {
     }
 
     fn launch_range(&mut self, groups: std::ops::Range<usize>, sizes: &Sizes) -> Result<(), ExecutorError> {
-        self.statistics.launches += groups.len();
-        self.statistics.submissions += groups.len();
         for kernel in &self.kernels[groups] {
+            let launches = self.device.launches_of(kernel, sizes);
+            self.statistics.launches += launches;
+            self.statistics.submissions += launches;
             self.device.launch(kernel, sizes)?;
         }
         Ok(())
@@ -293,7 +294,7 @@ impl<D: Device> Executor<D> {
         let Some(recording) = self.recordings.find(&self.plan, part, size) else {
             return self.launch_range(groups, sizes);
         };
-        self.statistics.launches += groups.len();
+        self.statistics.launches += self.device.launches_in(recording).unwrap_or(groups.len());
         self.statistics.submissions += 1;
         Ok(self.device.replay(recording, sizes)?)
     }

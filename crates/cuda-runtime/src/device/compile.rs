@@ -15,7 +15,7 @@ use super::internal;
 use crate::bundle::{Bundle, entry};
 use crate::driver::{Context, DriverError, Function, Image, Module};
 use crate::jit::{self, KernelCache, Outcome};
-use crate::lower::{KernelCode, Variant};
+use crate::lower::{KernelCode, PlannedLaunch};
 use crate::program::{Features, Pointers, fill};
 
 /// The most threads that compile at once.
@@ -95,9 +95,9 @@ impl Compiler {
         Features::of(self.capability())
     }
 
-    /// Generates the code of a variant of a launch, as far as it is generated.
-    pub(super) fn request(&mut self, graph: &Graph, variant: &Variant) -> Result<Request, DeviceError> {
-        let (ptx, entry, slots) = match &variant.code {
+    /// Generates the code of a launch, as far as it is generated.
+    pub(super) fn request(&mut self, graph: &Graph, launch: &PlannedLaunch) -> Result<Request, DeviceError> {
+        let (ptx, entry, slots) = match &launch.code {
             KernelCode::Bundled { source, entry } => {
                 return Ok(Request::Bundled { source, entry: entry.clone() });
             }

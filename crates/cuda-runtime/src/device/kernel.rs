@@ -12,7 +12,7 @@ use super::weights::Weights;
 use super::{Identity, internal};
 use crate::CudaTarget;
 use crate::driver::Launch;
-use crate::lower::{Grid, LaunchPlan, plan};
+use crate::lower::{Grid, LaunchPlan, PlannedLaunch, plan};
 use crate::program::{BLOCK, Pointer};
 
 /// A group of ops, made ready.
@@ -26,25 +26,22 @@ pub struct CudaKernel {
 /// A way to run the group.
 struct ReadyVariant {
     most_rows: usize,
-    grid: Grid,
-    /// With the grid of one row.
-    launch: Launch,
+    /// Each with the grid of one row.
+    launches: Vec<(Grid, Launch)>,
 }
 
 impl CudaKernel {
-    /// The launch for a batch; none where it has no rows.
-    pub(super) fn launch(&self, sizes: &Sizes) -> Option<Launch> {
+    /// The launches for a batch; none where it has no rows.
+    pub(super) fn launches(&self, sizes: &Sizes) -> impl Iterator<Item = Launch> {
         let rows = sizes.of(self.rows);
-        if rows == 0 {
-            return None;
-        }
-        let variant = self.variants.iter().find(|variant| rows <= variant.most_rows)?;
-        Some(Launch { grid: variant.grid.dimensions(rows), ..variant.launch.clone() })
+        let variant = self.variants.iter().find(|variant| rows <= variant.most_rows).filter(|_| rows > 0);
+        let launches = variant.into_iter().flat_map(|variant| &variant.launches);
+        launches.map(move |(grid, launch)| Launch { grid: grid.dimensions(rows), ..launch.clone() })
     }
 
-    /// Each way to run the group, over one row.
-    pub(super) fn launches(&self) -> impl Iterator<Item = Launch> {
-        self.variants.iter().map(|variant| variant.launch.clone())
+    /// All ways to run the group, over one row.
+    pub(super) fn every_launch(&self) -> impl Iterator<Item = &Launch> {
+        self.variants.iter().flat_map(|variant| &variant.launches).map(|(_, launch)| launch)
     }
 }
 
@@ -60,7 +57,7 @@ pub(super) struct Ready<'a> {
 /// A group on its way to a kernel.
 struct Planned {
     plan: LaunchPlan,
-    /// For each variant.
+    /// For each launch of each variant.
     requests: Vec<Request>,
     label: String,
 }
@@ -92,7 +89,8 @@ impl Ready<'_> {
         let ops = ops.ok_or_else(|| internal(format!("the graph has no group {group}")))?;
         CudaTarget.accepts(self.graph, ops).map_err(internal)?;
         let plan = plan(self.graph, ops, self.compiler.features()).map_err(internal)?;
-        let requests = plan.variants.iter().map(|variant| self.compiler.request(self.graph, variant));
+        let launches = plan.variants.iter().flat_map(|variant| &variant.launches);
+        let requests = launches.map(|launch| self.compiler.request(self.graph, launch));
         let requests = requests.collect::<Result<_, _>>()?;
         let result = ops.last().map_or("", |op| &self.graph.value(self.graph.op(*op).output).name);
         let label = format!("launch {group}, {} to %{result}", self.graph.group_label(group));
@@ -101,29 +99,37 @@ impl Ready<'_> {
 
     fn finish(&mut self, planned: &Planned) -> Result<CudaKernel, DeviceError> {
         let Planned { plan, requests, label } = planned;
+        let mut requests = requests.iter();
         let mut variants = Vec::with_capacity(plan.variants.len());
-        for (variant, request) in plan.variants.iter().zip(requests) {
-            let code = self.compiler.code(request, label)?;
-            let mut parameter = variant.parameter.clone();
-            if let Some((offset, pointers)) = &code.slots {
-                parameter.place(*offset, pointers.entries());
-            }
-            parameter.set_block_size(self.memory.block_size());
-            let parameters = parameter.resolved(|pointer| self.address(pointer))?;
-            let shared_memory = u32::try_from(variant.shared_memory).unwrap_or(u32::MAX);
-            code.function.allow_shared_memory(shared_memory)?;
-            let launch = Launch {
-                label: label.as_str().into(),
-                function: code.function,
-                grid: variant.grid.dimensions(1),
-                block: BLOCK,
-                shared_memory,
-                parameters: parameters.into(),
-                dependent: code.dependent,
-            };
-            variants.push(ReadyVariant { most_rows: variant.most_rows, grid: variant.grid, launch });
+        for variant in &plan.variants {
+            let pairs = variant.launches.iter().zip(&mut requests);
+            let launches = pairs.map(|(launch, request)| Ok((launch.grid, self.launch(launch, request, label)?)));
+            let launches = launches.collect::<Result<_, DeviceError>>()?;
+            variants.push(ReadyVariant { most_rows: variant.most_rows, launches });
         }
         Ok(CudaKernel { rows: plan.rows, variants: variants.into(), identity: self.identity.clone() })
+    }
+
+    /// A launch over one row, with all addresses in its parameter.
+    fn launch(&mut self, planned: &PlannedLaunch, request: &Request, label: &str) -> Result<Launch, DeviceError> {
+        let code = self.compiler.code(request, label)?;
+        let mut parameter = planned.parameter.clone();
+        if let Some((offset, pointers)) = &code.slots {
+            parameter.place(*offset, pointers.entries());
+        }
+        parameter.set_block_size(self.memory.block_size());
+        let parameters = parameter.resolved(|pointer| self.address(pointer))?;
+        let shared_memory = u32::try_from(planned.shared_memory).unwrap_or(u32::MAX);
+        code.function.allow_shared_memory(shared_memory)?;
+        Ok(Launch {
+            label: label.into(),
+            function: code.function,
+            grid: planned.grid.dimensions(1),
+            block: BLOCK,
+            shared_memory,
+            parameters: parameters.into(),
+            dependent: code.dependent,
+        })
     }
 
     /// The address that a pointer stands for.

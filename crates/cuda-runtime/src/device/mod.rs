@@ -144,9 +144,10 @@ impl Device for CudaDevice {
         ALIGNMENT
     }
 
-    /// None: a launch keeps what it computes in registers and shared memory.
-    fn workspace(&self, _graph: &Graph, _group: usize) -> Vec<ValueId> {
-        Vec::new()
+    /// What a launch in front of the products of a large batch hands to them. Everything else stays in registers and shared
+    /// memory.
+    fn workspace(&self, graph: &Graph, group: usize) -> Vec<ValueId> {
+        graph.groups().get(group).map_or_else(Vec::new, |group| lower::workspace(graph, &group.ops))
     }
 
     /// Begins to copy every weight to the GPU. There is one layout, that of the checkpoint.
@@ -192,10 +193,15 @@ impl Device for CudaDevice {
 
     fn launch(&mut self, kernel: &CudaKernel, sizes: &Sizes) -> Result<(), DeviceError> {
         self.check(&kernel.identity, sizes, self.memory()?.limits())?;
-        match kernel.launch(sizes) {
-            Some(launch) => Ok(self.stream.launch(&launch)?),
-            None => Ok(()),
-        }
+        kernel.launches(sizes).try_for_each(|launch| Ok(self.stream.launch(&launch)?))
+    }
+
+    fn launches_of(&self, kernel: &CudaKernel, sizes: &Sizes) -> usize {
+        kernel.launches(sizes).count()
+    }
+
+    fn launches_in(&self, recording: &CudaRecording) -> Option<usize> {
+        Some(recording.launches)
     }
 
     /// Runs each kernel over a batch of nothing, all of whose blocks leave at once.
@@ -206,7 +212,7 @@ impl Device for CudaDevice {
             if kernel.identity != self.identity {
                 return Err(internal("a kernel of other memory was warmed up"));
             }
-            kernel.launches().try_for_each(|launch| self.stream.launch(&launch))?;
+            kernel.every_launch().try_for_each(|launch| self.stream.launch(launch))?;
         }
         Ok(self.stream.synchronize()?)
     }

@@ -19,6 +19,8 @@ pub struct CudaRecorder {
 pub struct CudaRecording {
     graph: Graph,
     executable: GraphExec,
+    /// How many launches it has.
+    pub(super) launches: usize,
     pub(super) limits: Sizes,
     pub(super) identity: Identity,
 }
@@ -41,13 +43,14 @@ impl Recorder<CudaKernel, CudaRecording> for CudaRecorder {
         if kernels.iter().any(|kernel| kernel.identity != self.identity) {
             return Err(internal("a kernel of other memory than the recorder's was recorded"));
         }
-        let launches: Vec<_> = kernels.iter().filter_map(|kernel| kernel.launch(sizes)).collect();
+        let launches: Vec<_> = kernels.iter().flat_map(|kernel| kernel.launches(sizes)).collect();
         let keep = self.keep.clone();
         let graph =
             self.stream.capture(|capture| launches.iter().try_for_each(|launch| capture.launch(launch)), keep)?;
         let executable = graph.instantiate()?;
         executable.upload(&self.stream)?;
         self.stream.synchronize()?;
-        Ok(CudaRecording { graph, executable, limits: *sizes, identity: self.identity.clone() })
+        let launches = launches.len();
+        Ok(CudaRecording { graph, executable, launches, limits: *sizes, identity: self.identity.clone() })
     }
 }

@@ -4,7 +4,7 @@ use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{DType, Graph, OpId, OpKind};
 
 use super::linear::{type_code, type_name};
-use super::{Grid, KernelCode, MOST_SHARED_MEMORY, Parameter, SIZES, Slots, Variant, Word};
+use super::{Grid, KernelCode, MOST_SHARED_MEMORY, Parameter, PlannedLaunch, SIZES, Slots, Word};
 use crate::program::{Bundle, MOST_POINTERS, Pointer, layer_of};
 
 /// Where the parameter has its array of pointers, in bytes.
@@ -18,7 +18,7 @@ fn own_bytes(group: usize, head_dim: usize) -> usize {
     4 * (group * head_dim + CONTEXT * (head_dim | 1) + 35 * group + CONTEXT)
 }
 
-pub(super) fn variant(graph: &Graph, ops: &[OpId]) -> Result<Variant, String> {
+pub(super) fn launch(graph: &Graph, ops: &[OpId]) -> Result<PlannedLaunch, String> {
     let is_attention = |op: &&OpId| matches!(graph.op(**op).kind, OpKind::Attention { .. });
     let id = *ops.iter().find(is_attention).ok_or("no attention")?;
     let op = graph.op(id);
@@ -75,5 +75,5 @@ pub(super) fn variant(graph: &Graph, ops: &[OpId]) -> Result<Variant, String> {
     };
     let blocks = u32::try_from(kv_heads).map_err(|_| "too many KV heads")?;
     let grid = Grid { blocks, rows: 1, rows_second: false };
-    Ok(Variant { most_rows: usize::MAX, code, grid, shared_memory, parameter })
+    Ok(PlannedLaunch { code, grid, shared_memory, parameter })
 }

@@ -1,10 +1,8 @@
 //! What CUDA runs for a group, in words.
 
-use std::fmt::Write as _;
-
 use allotrope_graph::{Graph, OpId, Target};
 
-use super::{KernelCode, LaunchPlan, plan};
+use super::{KernelCode, LaunchPlan, PlannedLaunch, Variant, plan};
 use crate::CudaTarget;
 use crate::program::{BLOCK, Features};
 
@@ -26,44 +24,56 @@ pub fn kernels(graph: &Graph, group: usize, features: Features) -> Vec<String> {
     let ops = graph.groups().get(group).map(|group| group.ops.as_slice()).unwrap_or_default();
     let planned = CudaTarget.accepts(graph, ops).and_then(|()| plan(graph, ops, features));
     let variants = planned.map(|plan| plan.variants).unwrap_or_default();
-    variants.iter().map(|variant| variant.code.entry().to_owned()).collect()
+    let entries =
+        |variant: &Variant| variant.launches.iter().map(|launch| launch.code.entry()).collect::<Vec<_>>().join(" + ");
+    variants.iter().map(entries).collect()
 }
 
 fn lines(graph: &Graph, ops: &[OpId], plan: &LaunchPlan) -> String {
-    let mut text = String::new();
-    for (index, variant) in plan.variants.iter().enumerate() {
-        let newline = if index == 0 { "" } else { "\n" };
-        let entry = variant.code.entry();
-        let how = match &variant.code {
-            KernelCode::Bundled { .. } => "compiled ahead of time",
-            KernelCode::Filled { .. } => "template with generated slots",
-            KernelCode::Generated(_) => "generated",
-        };
+    let mut lines = Vec::new();
+    for variant in &plan.variants {
         let rows = match variant.most_rows {
             usize::MAX => String::new(),
-            most => format!(" up to {most} rows"),
+            most => format!("up to {most} rows: "),
         };
-        let _ = write!(
-            text,
-            "{newline}{entry}{rows}: {how}; {} blocks of {BLOCK} threads for each {} {} rows, {} bytes of shared memory",
-            variant.grid.blocks, variant.grid.rows, plan.rows, variant.shared_memory
-        );
+        let indent = |number: usize| if number == 0 { rows.as_str() } else { "  then " };
+        let launches = variant.launches.iter().enumerate();
+        lines.extend(launches.map(|(number, launch)| format!("{}{}", indent(number), line(launch, plan))));
     }
-    if let Some(KernelCode::Filled { slots, .. }) = plan.variants.first().map(|variant| &variant.code) {
+    let launches: Vec<&PlannedLaunch> = plan.variants.iter().flat_map(|variant| &variant.launches).collect();
+    let slots = launches.iter().find_map(|launch| match &launch.code {
+        KernelCode::Filled { slots, .. } => Some(slots),
+        _ => None,
+    });
+    if let Some(slots) = slots {
         if !slots.prologue.is_empty() {
-            let _ = write!(text, "\n  before the products: {}", names(graph, &slots.prologue));
+            lines.push(format!("  before the products: {}", names(graph, &slots.prologue)));
         }
-        for bundle in &slots.bundles {
-            let values: Vec<String> =
-                bundle.values.iter().map(|value| format!("%{}", graph.value(*value).name)).collect();
-            if !bundle.epilogue.is_empty() {
-                let _ = write!(text, "\n  after {}: {}", values.join(", "), names(graph, &bundle.epilogue));
-            }
+        for bundle in slots.bundles.iter().filter(|bundle| !bundle.epilogue.is_empty()) {
+            let values = bundle.values.iter().map(|value| format!("%{}", graph.value(*value).name));
+            let values: Vec<String> = values.collect();
+            lines.push(format!("  after {}: {}", values.join(", "), names(graph, &bundle.epilogue)));
         }
-    } else if let Some(KernelCode::Generated(_)) = plan.variants.first().map(|variant| &variant.code) {
-        let _ = write!(text, "\n  runs {}", names(graph, ops));
+    } else if launches.iter().any(|launch| matches!(launch.code, KernelCode::Generated(_))) {
+        lines.push(format!("  runs {}", names(graph, ops)));
     }
-    text
+    lines.join("\n")
+}
+
+fn line(launch: &PlannedLaunch, plan: &LaunchPlan) -> String {
+    let how = match &launch.code {
+        KernelCode::Bundled { .. } => "compiled ahead of time",
+        KernelCode::Filled { .. } => "template with generated slots",
+        KernelCode::Generated(_) => "generated",
+    };
+    format!(
+        "{}: {how}; {} blocks of {BLOCK} threads for each {} {} rows, {} bytes of shared memory",
+        launch.code.entry(),
+        launch.grid.blocks,
+        launch.grid.rows,
+        plan.rows,
+        launch.shared_memory
+    )
 }
 
 fn names(graph: &Graph, ops: &[OpId]) -> String {

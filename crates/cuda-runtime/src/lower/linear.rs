@@ -3,8 +3,8 @@
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{DType, Dim, Graph, OpId, OpKind, ValueId};
 
-use super::{Grid, KernelCode, MOST_SHARED_MEMORY, Parameter, SIZES, Slots, Variant, Word};
-use crate::program::{Bundle, Filling, Pointer, place_of_size};
+use super::{Grid, KernelCode, MOST_SHARED_MEMORY, Parameter, PlannedLaunch, SIZES, Slots, Variant, Word, row_program};
+use crate::program::{Bundle, Features, Filling, Pointer, place_of_size};
 
 /// The most products of a launch, and the most bundles: the sizes of arrays in the kernel's parameter.
 const MOST_PRODUCTS: usize = 8;
@@ -12,10 +12,14 @@ const MOST_PRODUCTS: usize = 8;
 /// Columns that the kernel computes at once.
 const COLUMN_STEP: usize = 64;
 
-/// Where the parameter has its products and its array of pointers, and how long it is, in bytes.
-const PRODUCTS_OFFSET: usize = 24 + 16 * MOST_PRODUCTS;
+/// Where the parameter has its bundles, its products and its array of pointers, and how long it is, in bytes.
+const BUNDLES_OFFSET: usize = 28;
+const PRODUCTS_OFFSET: usize = (BUNDLES_OFFSET + 16 * MOST_PRODUCTS).next_multiple_of(8);
 const POINTERS_OFFSET: usize = PRODUCTS_OFFSET + 40 * MOST_PRODUCTS;
 const PARAMETER_BYTES: usize = POINTERS_OFFSET + 8 * crate::program::MOST_POINTERS;
+
+/// Bytes of k that the kernel multiplies at a time.
+const SLAB_LINE: usize = 128;
 
 /// Rows of the small and of the large tile.
 const SMALL_ROWS: usize = 8;
@@ -204,60 +208,153 @@ fn fits_tensor_cores(product: &Product) -> bool {
     product.inner.is_multiple_of(multiple) && product.inner > 0
 }
 
-/// Bytes of the kernel's own shared memory.
-const fn slab_bytes(tensor_cores: bool, rows: usize) -> usize {
-    match (tensor_cores, rows) {
-        (true, SMALL_ROWS) => 27_648,
-        (true, _) => 32_768,
-        (false, _) => 9_472,
+/// How a launch of products is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Inputs and results in memory: a kernel as it is.
+    Plain,
+    /// Inputs in memory, results taken by a slot.
+    Epilogue,
+    /// Inputs made by slots too.
+    Slots,
+}
+
+/// A kernel: its form, whether it runs on the tensor cores, and the rows of its tile.
+#[derive(Debug, Clone, Copy)]
+struct Kernel {
+    form: Form,
+    tensor_cores: bool,
+    rows: usize,
+}
+
+impl Kernel {
+    /// Bytes of the kernel's own shared memory, as its header says.
+    const fn slab_bytes(self) -> usize {
+        match self {
+            Kernel { tensor_cores: false, .. } => 9_472,
+            Kernel { form: Form::Slots, .. } => 24_576,
+            Kernel { rows: SMALL_ROWS, .. } => 27_648,
+            _ => 32_768,
+        }
+    }
+
+    /// Bytes of inputs that are brought to shared memory as a whole.
+    fn staged_bytes(self, products: &[Product]) -> usize {
+        if self.form != Form::Slots || !self.tensor_cores {
+            return 0;
+        }
+        let line = |product: &Product| {
+            let bytes = product.inner.saturating_mul(product.dtype.size_in_bytes());
+            (bytes.div_ceil(SLAB_LINE) * SLAB_LINE).saturating_add(16)
+        };
+        products.iter().map(line).max().unwrap_or(0).saturating_mul(self.rows)
+    }
+
+    fn source_and_entry(self, dtype: DType) -> (&'static str, String) {
+        let element = type_name(dtype);
+        let name = match self.tensor_cores {
+            true => format!("linear_{element}_{}", self.rows),
+            false => format!("linear_generic_{element}"),
+        };
+        match self.form {
+            Form::Plain => ("linear", name),
+            Form::Epilogue => ("linear_slots", format!("{name}_epilogue")),
+            Form::Slots => ("linear_slots", format!("{name}_slots")),
+        }
     }
 }
 
-pub(super) fn variants(graph: &Graph, ops: &[OpId], rows: Dim) -> Result<Vec<Variant>, String> {
+/// The ways to run a group of products. Where the tensor cores run them and inputs are made in the launch, a small batch makes
+/// them in shared memory, in each block for itself; a large one, or inputs that do not fit there, by a row program of its own in
+/// front: blocks would make the same rows too often. Without `features` nothing is generated, which is enough for a check.
+pub(super) fn variants(
+    graph: &Graph,
+    ops: &[OpId],
+    rows: Dim,
+    features: Option<Features>,
+) -> Result<Vec<Variant>, String> {
     let parts = parts(graph, ops)?;
     let tensor_cores = parts.products.iter().all(fits_tensor_cores);
-    let small = variant(graph, &parts, rows, tensor_cores, SMALL_ROWS)?;
+    // The plain kernel stores every product.
+    let is_plain = parts.bundles.iter().all(|bundle| bundle.epilogue.is_empty())
+        && parts.products.iter().all(|product| MemoryPlan::crosses_launches(graph, product.output));
+    let of_memory = if is_plain { Form::Plain } else { Form::Epilogue };
+    let one = |most_rows: usize, launch: PlannedLaunch| Variant { most_rows, launches: vec![launch] };
     if !tensor_cores {
-        return Ok(vec![Variant { most_rows: usize::MAX, ..small }]);
+        let form = if is_plain && parts.prologue.is_empty() { Form::Plain } else { Form::Slots };
+        let kernel = Kernel { form, tensor_cores, rows: SMALL_ROWS };
+        return Ok(vec![one(usize::MAX, launch(graph, &parts, rows, kernel)?)]);
     }
-    Ok(match variant(graph, &parts, rows, tensor_cores, LARGE_ROWS) {
-        Ok(large) => vec![Variant { most_rows: MOST_SMALL_ROWS, ..small }, Variant { most_rows: usize::MAX, ..large }],
+    let before = || match features {
+        Some(features) if !parts.prologue.is_empty() => {
+            vec![row_program(graph, &parts.prologue, &handed_over(graph, &parts), features)]
+        }
+        _ => Vec::new(),
+    };
+    let of_memory = |tile_rows: usize| {
+        let products = launch(graph, &parts, rows, Kernel { form: of_memory, tensor_cores, rows: tile_rows })?;
+        Ok::<_, String>(before().into_iter().chain([products]).collect::<Vec<_>>())
+    };
+    let small = match parts.prologue.is_empty() {
+        true => of_memory(SMALL_ROWS)?,
+        false => match launch(graph, &parts, rows, Kernel { form: Form::Slots, tensor_cores, rows: SMALL_ROWS }) {
+            Ok(staged) => vec![staged],
+            Err(_) => of_memory(SMALL_ROWS)?,
+        },
+    };
+    let small = Variant { most_rows: MOST_SMALL_ROWS, launches: small };
+    Ok(match of_memory(LARGE_ROWS) {
+        Ok(launches) => vec![small, Variant { most_rows: usize::MAX, launches }],
         Err(_) => vec![Variant { most_rows: usize::MAX, ..small }],
     })
 }
 
-fn variant(graph: &Graph, parts: &Parts, rows: Dim, tensor_cores: bool, tile_rows: usize) -> Result<Variant, String> {
+/// The results of a group's prologue that its products and its epilogue need: they take memory while the group runs, where the
+/// prologue is a launch of its own.
+pub(super) fn workspace(graph: &Graph, ops: &[OpId]) -> Vec<ValueId> {
+    match parts(graph, ops) {
+        Ok(parts) if parts.products.iter().all(fits_tensor_cores) => handed_over(graph, &parts),
+        _ => Vec::new(),
+    }
+}
+
+fn handed_over(graph: &Graph, parts: &Parts) -> Vec<ValueId> {
+    let after = parts.bundles.iter().flat_map(|bundle| &bundle.epilogue);
+    let read = after.flat_map(|op| graph.op(*op).inputs.iter().copied());
+    let read: Vec<ValueId> = read.chain(parts.products.iter().map(|product| product.input)).collect();
+    let results = parts.prologue.iter().map(|op| graph.op(*op).output);
+    results.filter(|value| graph.tensor_type(*value).is_some() && read.contains(value)).collect()
+}
+
+fn launch(graph: &Graph, parts: &Parts, rows: Dim, kernel: Kernel) -> Result<PlannedLaunch, String> {
     let Parts { products, prologue, bundles } = parts;
-    let element = type_name(products.first().ok_or("no products")?.dtype);
-    // The plain kernel stores every product.
-    let is_plain = prologue.is_empty()
-        && bundles.iter().all(|bundle| bundle.epilogue.is_empty())
-        && products.iter().all(|product| MemoryPlan::crosses_launches(graph, product.output));
-    let name = if tensor_cores { format!("linear_{element}_{tile_rows}") } else { format!("linear_generic_{element}") };
+    let (source, entry) = kernel.source_and_entry(products.first().ok_or("no products")?.dtype);
     let slots = Slots {
-        prologue: prologue.clone(),
+        prologue: if kernel.form == Form::Slots { prologue.clone() } else { Vec::new() },
         inputs: products.iter().map(|product| product.input).collect(),
         bundles: bundles.clone(),
-        rows: tile_rows,
+        rows: kernel.rows,
     };
     let scratch = slots.filling(graph).scratch_bytes();
-    let code = match is_plain {
-        true => KernelCode::Bundled { source: "linear", entry: name },
-        false => KernelCode::Filled { source: "linear_slots", entry: format!("{name}_slots"), slots },
+    let code = match kernel.form {
+        Form::Plain => KernelCode::Bundled { source, entry },
+        Form::Epilogue | Form::Slots => KernelCode::Filled { source, entry, slots },
     };
-    let tile_offset = slab_bytes(tensor_cores, tile_rows);
-    let tile = bundles.iter().map(|bundle| 4 * bundle.values.len() * tile_rows * bundle.tile_columns).max();
+    let tile_offset = kernel.slab_bytes();
+    let tile = bundles.iter().map(|bundle| 4 * bundle.values.len() * kernel.rows * bundle.tile_columns).max();
     let scratch_offset = (tile_offset + tile.unwrap_or(0)).next_multiple_of(16);
-    let shared_memory = scratch_offset + scratch;
+    let staged_offset = (scratch_offset + scratch).next_multiple_of(16);
+    let shared_memory = staged_offset.saturating_add(kernel.staged_bytes(products));
     if shared_memory > MOST_SHARED_MEMORY {
         return Err(format!(
             "the launch needs {shared_memory} bytes of shared memory; {MOST_SHARED_MEMORY} can be had"
         ));
     }
     let mut parameter = Parameter::default();
-    let counts = [place_of_size(rows), bundles.len(), tile_offset, scratch_offset];
+    let counts = [place_of_size(rows), bundles.len(), tile_offset, scratch_offset, staged_offset];
     parameter.push(SIZES);
     parameter.extend(counts.map(number));
+    parameter.pad(BUNDLES_OFFSET);
     let (mut tiles, mut first) = (0, 0);
     for bundle in bundles {
         parameter.extend([tiles, first, bundle.values.len(), bundle.tile_columns].map(number));
@@ -265,38 +362,40 @@ fn variant(graph: &Graph, parts: &Parts, rows: Dim, tensor_cores: bool, tile_row
         first += bundle.values.len();
     }
     parameter.pad(PRODUCTS_OFFSET);
+    let mut made: Vec<ValueId> = Vec::new();
     for product in products {
-        parameter.extend(operand(graph, is_plain, product));
-    }
-    if !is_plain {
-        parameter.pad(POINTERS_OFFSET);
+        if !made.contains(&product.input) {
+            made.push(product.input);
+        }
+        // Products of one input have one number, from 1 on.
+        let number = made.iter().position(|input| *input == product.input).map_or(0, |place| place as u64 + 1);
+        parameter.extend(operand(graph, kernel.form, product, number));
     }
     parameter.pad(PARAMETER_BYTES);
     let blocks = u32::try_from(tiles).map_err(|_| "a product of too many columns")?;
-    let grid = Grid { blocks, rows: tile_rows as u32, rows_second: true };
-    Ok(Variant { most_rows: usize::MAX, code, grid, shared_memory, parameter })
+    let grid = Grid { blocks, rows: kernel.rows as u32, rows_second: true };
+    Ok(PlannedLaunch { code, grid, shared_memory, parameter })
 }
 
 fn number(value: usize) -> Word {
     Word::Number(u32::try_from(value).unwrap_or(u32::MAX))
 }
 
-/// The entry of a product. What the slots bring and take has no address.
-fn operand(graph: &Graph, is_plain: bool, product: &Product) -> [Word; 7] {
-    let null = Word::Pointer(Pointer::Nothing);
-    let input = match is_plain {
-        true => Word::Pointer(Pointer::Value(product.input)),
-        false => null,
+/// The entry of a product. What the slots take has no address, and what they make has a number instead.
+fn operand(graph: &Graph, form: Form, product: &Product, made: u64) -> [Word; 7] {
+    let input = match form {
+        Form::Slots => Word::Long(made),
+        Form::Plain | Form::Epilogue => Word::Pointer(Pointer::Value(product.input)),
     };
-    let output = match is_plain {
-        true => Word::Pointer(Pointer::Value(product.output)),
-        false => null,
+    let output = match form {
+        Form::Plain => Pointer::Value(product.output),
+        Form::Epilogue | Form::Slots => Pointer::Nothing,
     };
     let dtype = graph.tensor_type(product.output).map_or(DType::F32, |tensor| tensor.dtype);
     [
         Word::Pointer(Pointer::Value(product.weight)),
         input,
-        output,
+        Word::Pointer(output),
         number(product.columns),
         number(product.inner),
         Word::Number(product.scale.to_bits()),

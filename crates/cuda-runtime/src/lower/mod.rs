@@ -6,7 +6,7 @@ mod describe;
 mod linear;
 mod parameter;
 
-use allotrope_graph::{Dim, Graph, OpId, OpKind};
+use allotrope_graph::{Dim, Graph, OpId, OpKind, ValueId};
 
 use crate::program::{Features, MOST_POINTERS, Pointer, RowProgram};
 
@@ -55,7 +55,7 @@ pub struct Slots {
     /// The operations before the products.
     pub prologue: Vec<OpId>,
     /// What each product multiplies.
-    pub inputs: Vec<allotrope_graph::ValueId>,
+    pub inputs: Vec<ValueId>,
     /// The results that a block has, and what comes after them.
     pub bundles: Vec<crate::program::Bundle>,
     /// Rows of a tile.
@@ -86,6 +86,13 @@ impl Grid {
 pub struct Variant {
     /// Batches of up to so many rows run it.
     pub most_rows: usize,
+    /// The launches, in order: one, but for large batches whose inputs are made by a launch of their own.
+    pub launches: Vec<PlannedLaunch>,
+}
+
+/// A launch, but for addresses.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedLaunch {
     /// The kernel.
     pub code: KernelCode,
     /// How many blocks.
@@ -113,19 +120,30 @@ pub fn plan(graph: &Graph, ops: &[OpId], features: Features) -> Result<LaunchPla
     let first = ops.first().ok_or("a launch without operations")?;
     let rows = graph.rows_of(*first)?;
     let has = |is: fn(&OpKind) -> bool| ops.iter().any(|op| is(&graph.op(*op).kind));
+    let one = |launch: PlannedLaunch| vec![Variant { most_rows: usize::MAX, launches: vec![launch] }];
     let variants = if has(|kind| matches!(kind, OpKind::Linear { .. })) {
-        linear::variants(graph, ops, rows)?
+        linear::variants(graph, ops, rows, Some(features))?
     } else if has(|kind| matches!(kind, OpKind::Attention { .. })) {
-        vec![attention::variant(graph, ops)?]
+        one(attention::launch(graph, ops)?)
     } else {
-        let program = RowProgram::generate(graph, ops, features);
-        let grid = Grid { blocks: 1, rows: program.rows_per_block, rows_second: false };
-        let mut parameter = Parameter::default();
-        program.pointers.entries().iter().for_each(|pointer| parameter.push(Word::Pointer(*pointer)));
-        let code = KernelCode::Generated(program);
-        vec![Variant { most_rows: usize::MAX, code, grid, shared_memory: 0, parameter }]
+        one(row_program(graph, ops, &[], features))
     };
     Ok(LaunchPlan { rows, variants })
+}
+
+/// The launch of a row program, which writes `handed_over` beside what crosses launches anyway.
+fn row_program(graph: &Graph, ops: &[OpId], handed_over: &[ValueId], features: Features) -> PlannedLaunch {
+    let program = RowProgram::generate(graph, ops, handed_over, features);
+    let grid = Grid { blocks: 1, rows: program.rows_per_block, rows_second: false };
+    let mut parameter = Parameter::default();
+    program.pointers.entries().iter().for_each(|pointer| parameter.push(Word::Pointer(*pointer)));
+    PlannedLaunch { code: KernelCode::Generated(program), grid, shared_memory: 0, parameter }
+}
+
+/// Values inside a group that need memory while it runs.
+pub(crate) fn workspace(graph: &Graph, ops: &[OpId]) -> Vec<ValueId> {
+    let has_products = ops.iter().any(|op| matches!(graph.op(*op).kind, OpKind::Linear { .. }));
+    if has_products { linear::workspace(graph, ops) } else { Vec::new() }
 }
 
 /// Whether there is a kernel for these operations together, as far as sizes and types decide it.
@@ -142,9 +160,9 @@ pub(crate) fn check(graph: &Graph, ops: &[OpId]) -> Result<(), String> {
     }
     let has = |is: fn(&OpKind) -> bool| ops.iter().any(|op| is(&graph.op(*op).kind));
     if has(|kind| matches!(kind, OpKind::Linear { .. })) {
-        linear::variants(graph, ops, graph.rows_of(*first)?).map(drop)
+        linear::variants(graph, ops, graph.rows_of(*first)?, None).map(drop)
     } else if has(|kind| matches!(kind, OpKind::Attention { .. })) {
-        attention::variant(graph, ops).map(drop)
+        attention::launch(graph, ops).map(drop)
     } else {
         Ok(())
     }

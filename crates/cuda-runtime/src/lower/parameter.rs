@@ -9,6 +9,8 @@ pub enum Word {
     Number(u32),
     /// Four bytes: tokens in a block of the KV caches, which the device knows.
     BlockSize,
+    /// Eight bytes, at a multiple of eight, that are no address.
+    Long(u64),
     /// Eight bytes, at a multiple of eight: an address or a constant.
     Pointer(Pointer),
 }
@@ -29,6 +31,10 @@ impl Parameter {
             Word::BlockSize => {
                 self.block_size = Some(self.bytes.len());
                 self.bytes.extend([0; 4]);
+            }
+            Word::Long(number) => {
+                self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+                self.bytes.extend(number.to_le_bytes());
             }
             Word::Pointer(pointer) => {
                 self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);

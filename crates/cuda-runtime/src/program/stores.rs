@@ -73,11 +73,12 @@ pub(crate) const fn place_of_size(rows: allotrope_graph::Dim) -> usize {
 }
 
 impl RowProgram {
-    /// Generates the kernel for operations that the target accepts as a row program.
-    pub fn generate(graph: &Graph, ops: &[OpId], features: Features) -> Self {
+    /// Generates the kernel for operations that the target accepts as a row program. It writes what others read, and `handed_over`.
+    pub fn generate(graph: &Graph, ops: &[OpId], handed_over: &[ValueId], features: Features) -> Self {
         let mut pointers = Pointers::default();
         let parameter = ParameterArray { name: format!("{ENTRY}_param_0"), offset: 0 };
-        let stores = stores(graph, ops);
+        let mut stores = stores(graph, ops);
+        stores.extend(handed_over.iter().map(|value| Store::Value(*value)));
         let widest = ops.iter().filter_map(|op| graph.tensor_type(graph.op(*op).output)?.width()).max().unwrap_or(1);
         // The widest reduction decides; without one, the widest row.
         let reduced = ops.iter().filter(|op| matches!(graph.op(**op).kind, OpKind::RmsNorm { .. }));

@@ -23,11 +23,28 @@ pub(crate) const KERNELS: [&str; 10] = [
     "linear_generic_e4m3",
 ];
 
+pub(crate) const TEMPLATES: [&str; 13] = [
+    "linear_bf16_8_epilogue",
+    "linear_bf16_64_epilogue",
+    "linear_f16_8_epilogue",
+    "linear_f16_64_epilogue",
+    "linear_e4m3_8_epilogue",
+    "linear_e4m3_64_epilogue",
+    "linear_bf16_8_slots",
+    "linear_f16_8_slots",
+    "linear_e4m3_8_slots",
+    "linear_generic_f32_slots",
+    "linear_generic_bf16_slots",
+    "linear_generic_f16_slots",
+    "linear_generic_e4m3_slots",
+];
+
 /// What `kernels/linear.cuh` says about a kernel: rows of a tile, and bytes of shared memory for slabs.
 pub(crate) fn resources(kernel: &str) -> (usize, usize) {
     match kernel {
         _ if kernel.contains("generic") => (8, 9472),
         _ if kernel.contains("_64") => (64, 32768),
+        _ if kernel.ends_with("_slots") => (8, 24576),
         _ => (8, 27648),
     }
 }
@@ -171,29 +188,37 @@ impl Case {
         }
         let mut operands = Parameters::default();
         let mut outputs = Vec::new();
-        for product in &self.products {
+        let makes_inputs = kernel.ends_with("_slots");
+        for (number, product) in self.products.iter().enumerate() {
             let weight = bench.put(&element.encode_all(&product.w));
-            // A template must not look at what it is not given through its slots.
-            let input = match pointers {
-                [] => bench.put(&element.encode_all(&product.x)),
-                _ => bench.poisoned(16),
-            };
             let output = bench.poisoned((product.rows() + 1) * product.columns * product.output.bytes());
-            operands = operands.address(&weight).address(&input).address(&output);
+            operands = operands.address(&weight);
+            // Where slots make the inputs, each has a number.
+            operands = match makes_inputs {
+                true => operands.word(number + 1).word(0),
+                false => operands.address(&bench.put(&element.encode_all(&product.x))),
+            };
+            operands = operands.address(&output);
             operands = operands.word(product.columns).word(product.inner).float(product.scale);
             operands = operands.word(product.output as usize);
             outputs.push(output);
         }
         let scratch = slabs + widest;
+        let staged = (scratch + 4 * tile_rows).next_multiple_of(16);
+        let line = |product: &Product| (product.inner * element.bytes()).div_ceil(128) * 128 + 16;
+        let lines = tile_rows * self.products.iter().map(line).max().unwrap_or(0);
+        let is_staged = makes_inputs && !kernel.contains("generic");
+        let shared = staged + if is_staged { lines } else { 0 };
         let mut parameters = Parameters::default().address(&sizes).word(place).word(self.bundles.len());
-        parameters = parameters.word(slabs).word(scratch);
+        parameters = parameters.word(slabs).word(scratch).word(staged);
         parameters.0.extend(bundles.pad(8 * 16).0);
+        parameters = parameters.word(0);
         parameters.0.extend(operands.pad(8 * 40).0);
         for pointer in pointers {
             parameters = parameters.address(pointer);
         }
         let grid = [tiles as u32, (self.rows().div_ceil(tile_rows) + 1) as u32];
-        launch(bench, kernel, grid, (scratch + 4 * tile_rows) as u32, parameters.pad(984))?;
+        launch(bench, kernel, grid, shared as u32, parameters.pad(992))?;
         Ok(outputs)
     }
 }

@@ -23,7 +23,7 @@ struct Gather {
 impl Gather {
     /// Where a pointer is among the parameters.
     fn pointer(&self, number: usize) -> String {
-        format!("{}_param_0+{}", self.kernel, 472 + 8 * number)
+        format!("{}_param_0+{}", self.kernel, 480 + 8 * number)
     }
 
     fn slot(&self, name: &str, registers: &[&str]) -> String {

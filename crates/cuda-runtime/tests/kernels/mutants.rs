@@ -66,6 +66,9 @@ fn excuse(kernel: &str, mutant: &Mutant, number: usize, lines: &[&str]) -> Optio
             Some("leads to the way for whole eights, and the other way is right for all")
         }
         ("setp.eq.s32" | "setp.eq.s64", "0") => Some("asks whether a loop has a round at all, and it always has"),
+        ("setp.eq.s64", input) if input.starts_with("%rd") => {
+            Some("asks whether the inputs are there already; without it they are made again")
+        }
         ("setp.ne.s32", "0") if before.ends_with(", 31;") || before.starts_with("bar.warp.sync") => {
             Some("lets one lane store, and all have the same value")
         }
