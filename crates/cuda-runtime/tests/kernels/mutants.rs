@@ -96,7 +96,7 @@ fn mutants_are_found() {
             let name = format!("{kernel}: {} {number}", mutant.what);
             // A schedule or a size may hide a mistake, so each has several; fewer if it is known to do no harm.
             let excuse = excuse(&kernel, &mutant, *number, &lines);
-            let tries = if excuse.is_some() { 1 } else { 6 };
+            let tries = if excuse.is_some() { 1 } else { 40 };
             if (0..tries).any(|_| check(&mutant.text, &kernel).is_err()) {
                 found += 1;
             } else if let Some(reason) = excuse {
