@@ -112,15 +112,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_f32(const __grid_co
     if (row >= static_cast<uint32_t>(p.sizes[LOGIT_ROWS])) return;
     const float* logits = p.logits + static_cast<size_t>(row) * p.vocabulary;
     SampleRow how = p.rows[row];
-    if (how.temperature < 0.0f) {
-        if (threadIdx.x == 0) p.tokens[row] = NO_TOKEN;
-        return;
-    }
     Best best;
     if (how.temperature == 0.0f) {
 #pragma unroll 4
         for (uint32_t i = threadIdx.x; i < p.vocabulary; i += THREADS) best.offer(logits[i], logits[i], i);
-    } else {
+    } else if (how.temperature > 0.0f) {
         // Four neighbouring tokens share the four words of one counter.
 #pragma unroll 1
         for (uint32_t i = threadIdx.x * 4; i < p.vocabulary; i += THREADS * 4) {

@@ -9,6 +9,8 @@ use super::{SamplingError, SamplingParams, TokenCounts};
 
 /// Chooses the tokens of one request.
 ///
+/// A device may choose in its place ([`Sampler::on_device`]); then it does for all tokens of the request.
+///
 /// The filters apply in vLLM's order: repetition penalty, temperature, `min_p`, `top_k`, `top_p`. The random numbers
 /// depend on the seed and on how many tokens were drawn before, and on nothing else: what else is in the batch does not
 /// change the output.
