@@ -110,6 +110,20 @@ on_cuda! {
         }
     }
 
+    /// A sequence that gives its KV blocks back and is computed again goes on with the draws that come next.
+    fn a_preempted_request_draws_what_it_would_have_drawn() {
+        let requests: Vec<_> = every_kind().into_iter().map(|(_, request, _)| request).collect();
+        let (expected, _) = answers(&mut builder(OptimizationLevel::O2).build().unwrap(), &requests);
+        // 48 tokens of 512 bytes each, and eight sequences of up to sixteen.
+        let narrow = [("cache.kv_cache_memory", "24576"), ("cache.block_size", "4"), ("model.max_model_len", "32")];
+        let narrow = narrow.into_iter().fold(builder(OptimizationLevel::O2), |builder, (path, value)| builder.set(path, value).unwrap());
+        let mut llm = narrow.build().unwrap();
+        assert_eq!(llm.statistics().kv_cache_tokens, 48);
+        let (found, _) = answers(&mut llm, &requests);
+        assert!(llm.statistics().throughput.preemptions > 0, "{:?}", llm.statistics());
+        assert_eq!(found, expected);
+    }
+
     fn seeds_decide_what_is_drawn() {
         let mut llm = builder(OptimizationLevel::O2).build().unwrap();
         let drawn = |seed| (prompt(1), params(|params| {
