@@ -1,20 +1,24 @@
 // targets: all
 // The next token of each row of logits: the likeliest, or one drawn with a seed.
 //
-// Grid: one block for each row. NaN never wins; where there is nothing but NaN, token 0 does.
+// Grid: one block for each row. A row that the host would refuse gets no token: one with a logit that is NaN or positive
+// infinity, and one without any above negative infinity.
 #include "types.cuh"
+
+// What a row without a token gets.
+constexpr uint32_t NO_TOKEN = 0xffffffffu;
 
 struct ArgmaxParams {
     const int32_t* sizes;
     // [logit rows, vocabulary].
     const float* logits;
     // [logit rows].
-    int32_t* tokens;
+    uint32_t* tokens;
     uint32_t vocabulary;
 };
 
 struct SampleRow {
-    // Zero asks for the likeliest token.
+    // Zero asks for the likeliest token, and less than zero for none.
     float temperature;
     uint32_t padding;
     // A row's randomness is a function of these two alone.
@@ -24,36 +28,50 @@ struct SampleRow {
 struct SampleParams {
     const int32_t* sizes;
     const float* logits;
-    int32_t* tokens;
+    uint32_t* tokens;
     const SampleRow* rows;
     uint32_t vocabulary;
 };
 static_assert(sizeof(ArgmaxParams) == 32 && sizeof(SampleRow) == 24 && sizeof(SampleParams) == 40, "the host's");
 
-// The best token so far: the highest score, and the first among equals.
+// The best token so far: the highest score, and the first among equals. A row that is refused has the highest score of
+// all, and no token; all other scores are finite.
 struct Best {
     float score = -INFINITY;
-    uint32_t token = 0xffffffffu;
+    uint32_t token = NO_TOKEN;
+    bool refused = false;
 
-    __device__ __forceinline__ void offer(float other, uint32_t index) {
+    // A later token of the thread.
+    __device__ __forceinline__ void offer(float logit, float other, uint32_t index) {
+        // Neither NaN nor positive infinity is less.
+        refused = refused || !(logit < INFINITY);
+        if (other > score) score = other, token = index;
+    }
+
+    __device__ __forceinline__ void join(float other, uint32_t index) {
         if (other > score || (other == score && index < token)) score = other, token = index;
     }
 };
 
 // Writes the best token of the block's threads.
-__device__ __forceinline__ void store_best(Best best, int32_t* tokens) {
-    __shared__ Best of_warp[WARPS];
+__device__ __forceinline__ void store_best(Best best, uint32_t* tokens) {
+    __shared__ float score_of_warp[WARPS];
+    __shared__ uint32_t token_of_warp[WARPS];
+    if (best.refused) best.score = INFINITY, best.token = NO_TOKEN;
 #pragma unroll
     for (uint32_t step = 16; step > 0; step /= 2) {
         float score = __shfl_xor_sync(ALL_LANES, best.score, step);
         uint32_t token = __shfl_xor_sync(ALL_LANES, best.token, step);
-        best.offer(score, token);
+        best.join(score, token);
     }
-    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = best;
+    if (threadIdx.x % 32 == 0) {
+        score_of_warp[threadIdx.x / 32] = best.score;
+        token_of_warp[threadIdx.x / 32] = best.token;
+    }
     __syncthreads();
     if (threadIdx.x == 0) {
-        for (uint32_t i = 1; i < WARPS; ++i) best.offer(of_warp[i].score, of_warp[i].token);
-        tokens[blockIdx.x] = best.token == 0xffffffffu ? 0 : best.token;
+        for (uint32_t i = 1; i < WARPS; ++i) best.join(score_of_warp[i], token_of_warp[i]);
+        tokens[blockIdx.x] = best.token;
     }
 }
 
@@ -84,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) argmax_f32(const __grid_co
     const float* logits = p.logits + static_cast<size_t>(row) * p.vocabulary;
     Best best;
 #pragma unroll 4
-    for (uint32_t i = threadIdx.x; i < p.vocabulary; i += THREADS) best.offer(logits[i], i);
+    for (uint32_t i = threadIdx.x; i < p.vocabulary; i += THREADS) best.offer(logits[i], logits[i], i);
     store_best(best, p.tokens);
 }
 
@@ -95,10 +113,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_f32(const __grid_co
     const float* logits = p.logits + static_cast<size_t>(row) * p.vocabulary;
     SampleRow how = p.rows[row];
     Best best;
-    if (how.temperature <= 0.0f) {
+    if (how.temperature == 0.0f) {
 #pragma unroll 4
-        for (uint32_t i = threadIdx.x; i < p.vocabulary; i += THREADS) best.offer(logits[i], i);
-    } else {
+        for (uint32_t i = threadIdx.x; i < p.vocabulary; i += THREADS) best.offer(logits[i], logits[i], i);
+    } else if (how.temperature > 0.0f) {
         // Four neighbouring tokens share the four words of one counter.
 #pragma unroll 1
         for (uint32_t i = threadIdx.x * 4; i < p.vocabulary; i += THREADS * 4) {
@@ -108,8 +126,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_f32(const __grid_co
 #pragma unroll
             for (uint32_t j = 0; j < 4; ++j) {
                 if (i + j < p.vocabulary) {
-                    float scaled = __fdiv_rn(logits[i + j], how.temperature);
-                    best.offer(__fadd_rn(scaled, gumbel(words[j])), i + j);
+                    float logit = logits[i + j];
+                    float score = __fadd_rn(__fdiv_rn(logit, how.temperature), gumbel(words[j]));
+                    // Finite, unless the row is refused or the token masked.
+                    best.offer(logit, fminf(score, 0x1.fffffep127f), i + j);
                 }
             }
         }

@@ -4,3 +4,4 @@
 
 mod bits;
 mod recordings;
+mod sampling;

@@ -114,6 +114,11 @@ fn recordings() {
 }
 
 #[test]
+fn sampling() {
+    run("sampling", conformance::sampling);
+}
+
+#[test]
 fn misuse() {
     run("misuse", &[conformance::misuse]);
 }

@@ -1,5 +1,6 @@
 //! The devices that there are, as one: which of them runs is chosen when a model is loaded.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use allotrope_config::environment::Environment;
@@ -8,7 +9,7 @@ use allotrope_cpu_runtime::{CpuDevice, CpuKernel, CpuRecorder, CpuRecording, Isa
 use allotrope_cuda_runtime::{CudaDevice, CudaKernel, CudaOptions, CudaRecorder, CudaRecording};
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
-use allotrope_runtime::{CacheLayout, Device, DeviceError, Recorder, StartupLedger};
+use allotrope_runtime::{CacheLayout, Device, DeviceError, Recorder, RowSampling, StartupLedger};
 
 use crate::error::EngineError;
 
@@ -262,5 +263,18 @@ impl Device for AnyDevice {
 
     fn read_output(&mut self, value: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError> {
         either!(self, device => device.read_output(value, sizes))
+    }
+
+    fn read_rows(&mut self, value: ValueId, sizes: &Sizes, rows: Range<usize>) -> Result<&[f32], DeviceError> {
+        either!(self, device => device.read_rows(value, sizes, rows))
+    }
+
+    fn sample(
+        &mut self,
+        value: ValueId,
+        sizes: &Sizes,
+        rows: &[RowSampling],
+    ) -> Result<Option<Vec<Option<u32>>>, DeviceError> {
+        either!(self, device => device.sample(value, sizes, rows))
     }
 }

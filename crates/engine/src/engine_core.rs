@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use allotrope_graph::StepInputs;
-use allotrope_runtime::{Device, Executor};
+use allotrope_runtime::{Device, Executor, RowSampling};
 
 use crate::block_pool::{BlockPool, BlockPoolError};
 use crate::error::EngineError;
@@ -37,8 +37,10 @@ pub struct Throughput {
     pub decode_time: Duration,
     /// Kernels in the last step that only decoded.
     pub launches_per_decode_step: usize,
-    /// Launches and replays that started them.
+    /// Launches and replays that started them. One more chooses tokens, where the device does.
     pub submissions_per_decode_step: usize,
+    /// Tokens that the device chose; the others the host did, from logits that it read.
+    pub tokens_sampled_on_device: u64,
     /// How often a sequence gave its KV blocks back and was computed again.
     pub preemptions: u64,
 }
@@ -129,13 +131,27 @@ impl<D: Device> EngineCore<D> {
         let decode_only = self.inputs.is_uniform_decode();
         self.scheduler.advance(&step);
         let mut produced = Vec::with_capacity(sampled.len());
-        let logits = self.executor.step(&self.inputs)?;
-        for (row, place) in sampled.iter().enumerate() {
+        self.executor.run(&self.inputs)?;
+        let chosen = self.sample_on_device(&sampled)?;
+        // One read, of all rows from the first to the last that the host is to sample.
+        let is_open = |token: &Option<u32>| token.is_none();
+        let first = chosen.iter().position(is_open).unwrap_or(0);
+        let end = chosen.iter().rposition(is_open).map_or(first, |last| last + 1);
+        let logits = if first < end { self.executor.logits(first..end)? } else { &[] };
+        for (row, (place, chosen)) in sampled.iter().zip(chosen).enumerate() {
             let id = self.scheduler.running()[*place].id;
             let Some(live) = self.live.get_mut(&id) else { continue };
-            self.row.clear();
-            self.row.extend_from_slice(&logits[row * self.vocabulary..][..self.vocabulary]);
-            let token = live.sampler.sample(&mut self.row, &live.seen)?;
+            let token = match chosen {
+                Some(token) => {
+                    self.throughput.tokens_sampled_on_device += 1;
+                    token
+                }
+                None => {
+                    self.row.clear();
+                    self.row.extend_from_slice(&logits[(row - first) * self.vocabulary..][..self.vocabulary]);
+                    live.sampler.sample(&mut self.row, &live.seen)?
+                }
+            };
             live.seen.add(token);
             live.generated += 1;
             produced.push((*place, live.produced(id, token)));
@@ -149,6 +165,22 @@ impl<D: Device> EngineCore<D> {
         }
         self.account(&step, decode_only, started.elapsed());
         Ok(Some(produced))
+    }
+
+    /// The tokens that the device chooses for the rows of the step; none where the host is to: because of the request's parameters,
+    /// because this device never does, or because there is nothing to choose from, which the host's sampler explains.
+    fn sample_on_device(&mut self, sampled: &[usize]) -> Result<Vec<Option<u32>>, EngineError> {
+        let running = self.scheduler.running();
+        let sampling = |place: &usize| match self.live.get(&running[*place].id) {
+            Some(live) => live.sampler.on_device(live.generated as u64),
+            None => RowSampling::Read,
+        };
+        let rows: Vec<RowSampling> = sampled.iter().map(sampling).collect();
+        let chosen = match rows.iter().all(|row| *row == RowSampling::Read) {
+            true => None,
+            false => self.executor.sample(&rows)?,
+        };
+        Ok(chosen.unwrap_or_else(|| vec![None; rows.len()]))
     }
 
     /// Writes the step's inputs and gives the places of the sequences whose logits are wanted, in order of rows.

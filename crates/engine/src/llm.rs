@@ -152,14 +152,26 @@ impl Llm {
     /// # Errors
     /// If a prompt does not fit into the context, a parameter is out of range, or the device fails.
     pub fn generate(&mut self, prompts: &[Prompt], params: &SamplingParams) -> Result<Vec<Completion>, EngineError> {
-        let mut requests = Vec::with_capacity(prompts.len());
-        for prompt in prompts {
-            requests.push(self.request(prompt, params)?);
-        }
+        let requests = prompts.iter().map(|prompt| self.request(prompt, params)).collect::<Result<_, _>>()?;
+        self.answer(requests)
+    }
+
+    /// As [`Llm::generate`], with parameters of its own for each prompt.
+    ///
+    /// # Errors
+    /// As [`Llm::generate`].
+    pub fn generate_each(&mut self, requests: &[(Prompt, SamplingParams)]) -> Result<Vec<Completion>, EngineError> {
+        let requests =
+            requests.iter().map(|(prompt, params)| self.request(prompt, params)).collect::<Result<_, _>>()?;
+        self.answer(requests)
+    }
+
+    fn answer(&mut self, requests: Vec<Request>) -> Result<Vec<Completion>, EngineError> {
         let mut answers = Vec::with_capacity(requests.len());
         for (index, request) in requests.into_iter().enumerate() {
             let answer = Answer::new(&self.tokenizer, &request);
-            let id = self.core.add(request, seed(params, index))?;
+            let seed = seed(&request.params, index);
+            let id = self.core.add(request, seed)?;
             answers.push((id, answer));
         }
         let result = self.run(&mut answers);

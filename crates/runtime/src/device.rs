@@ -5,6 +5,7 @@
 //! ([`Device::launch`]) or as a recording ([`Recorder::record`], [`Device::replay`]), and never changes an answer by
 //! the choice: a kernel gives the same bits launched or replayed, at every batch size.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use allotrope_graph::memory::MemoryPlan;
@@ -50,6 +51,34 @@ pub enum DeviceError {
     },
 }
 
+/// How a device is to choose the token of one row of logits.
+///
+/// A choice depends on the row and on this alone, and on no other row: it is the same in every batch.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RowSampling {
+    /// Not at all: the caller reads the row.
+    Read,
+    /// The token of the greatest logit, and the first among equals.
+    Greedy,
+    /// One drawn with the probabilities of softmax over the logits divided by a temperature. The device's random numbers are a
+    /// function of seed and counter: the same give the same token for the same bits of logits, but another kind of device may
+    /// give another.
+    Seeded {
+        /// At least [`RowSampling::LEAST_TEMPERATURE`].
+        temperature: f32,
+        /// The request's seed.
+        seed: u64,
+        /// Tokens that were drawn with the seed before.
+        counter: u64,
+    },
+}
+
+impl RowSampling {
+    /// The least temperature that a device need draw with: with one below it, logits divided by it may leave the range of `f32`,
+    /// or lose the digits in which they differ.
+    pub const LEAST_TEMPERATURE: f32 = 0.01;
+}
+
 /// Makes recordings of a device's kernels, apart from the device: on the thread of the steps, or on another while steps run.
 pub trait Recorder<Kernel, Recording> {
     /// Resolves kernels, in order, into a recording for batches of up to the given sizes. Nothing is run.
@@ -68,7 +97,7 @@ pub trait Recorder<Kernel, Recording> {
 /// The order of calls is: [`load_weights`](Device::load_weights), [`allocate`](Device::allocate),
 /// [`prepare`](Device::prepare) for every group, [`warm_up`](Device::warm_up) and [`recorder`](Device::recorder) where
 /// something is recorded, then for every step [`write_inputs`](Device::write_inputs), launches and replays, and
-/// [`read_output`](Device::read_output). A call out of order is a [`DeviceError::Internal`].
+/// [`read_output`](Device::read_output) or [`sample`](Device::sample). A call out of order is a [`DeviceError::Internal`].
 pub trait Device {
     /// A group made ready to run at any batch size within the limits.
     type Kernel: Clone + Send + Sync + 'static;
@@ -193,4 +222,34 @@ pub trait Device {
     /// # Errors
     /// If the value is no `f32` output in the arena, or copying fails.
     fn read_output(&mut self, value: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError>;
+
+    /// The elements of some rows of an `f32` output of the last step, `[R, N]`, row-major.
+    ///
+    /// # Errors
+    /// As [`Device::read_output`], or if there are not so many rows.
+    fn read_rows(&mut self, value: ValueId, sizes: &Sizes, rows: Range<usize>) -> Result<&[f32], DeviceError> {
+        let count = sizes.logit_rows;
+        let all = self.read_output(value, sizes)?;
+        let width = all.len() / count.max(1);
+        let missing = || DeviceError::Internal {
+            device: "any device".into(),
+            message: format!("rows {} to {} of {count} were read", rows.start, rows.end),
+        };
+        all.get(rows.start.saturating_mul(width)..rows.end.saturating_mul(width)).ok_or_else(missing)
+    }
+
+    /// Chooses tokens from the `f32` output `[R, V]` of the last step without reading it: one for each row that asks for one.
+    /// A row that asks for none gets none, nor one from which there is nothing to choose: a logit is NaN or positive infinity, or
+    /// all are negative infinity. `None` from a device that samples nothing at all; one that does always does.
+    ///
+    /// # Errors
+    /// If the value is no such output, the rows are not as many as the step has, or the launch fails.
+    fn sample(
+        &mut self,
+        _value: ValueId,
+        _sizes: &Sizes,
+        _rows: &[RowSampling],
+    ) -> Result<Option<Vec<Option<u32>>>, DeviceError> {
+        Ok(None)
+    }
 }

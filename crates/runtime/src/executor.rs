@@ -1,5 +1,6 @@
 //! The executor: a grouped graph made ready on a device, its recordings, and the steps that run through them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use allotrope_config::{GraphCapture, GraphMode, RuntimeMode};
@@ -8,7 +9,7 @@ use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::{Dim, Graph, Sizes, StepError, StepInputs, ValueId, WeightSource};
 
 use crate::capture_plan::{CapturePlan, LaunchOrderError, Needed, Part};
-use crate::device::{CacheLayout, Device, DeviceError};
+use crate::device::{CacheLayout, Device, DeviceError, RowSampling};
 use crate::dispatcher::{Decision, DispatchCounts, Dispatcher};
 use crate::ledger::StartupLedger;
 use crate::recordings::{Policy, Recordings};
@@ -81,7 +82,7 @@ pub enum ExecutorError {
     },
 }
 
-/// What the last step did.
+/// What the last step did, up to its logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepStatistics {
     /// Kernels that ran, in recordings or by themselves.
@@ -102,6 +103,8 @@ pub struct Executor<D: Device> {
     dispatcher: Dispatcher,
     options: ExecutorOptions,
     statistics: StepStatistics,
+    /// The sizes of the last step, none before the first and after one that failed.
+    ran: Option<Sizes>,
 }
 
 impl<D: Device> Executor<D> {
@@ -133,7 +136,7 @@ impl<D: Device> Executor<D> {
         ledger.phase("wait for weights", || device.finish_loading())?;
         let dispatcher = Dispatcher::new(mode, options.capture_sizes.clone()).with_pieces(plan.has_recorded_pieces());
         let statistics = StepStatistics::default();
-        Ok(Executor { recordings, device, graph, kernels, memory, plan, dispatcher, options, statistics })
+        Ok(Executor { recordings, device, graph, kernels, memory, plan, dispatcher, options, statistics, ran: None })
     }
 
     /// The graph as it runs.
@@ -193,12 +196,49 @@ impl<D: Device> Executor<D> {
         recordings.filter_map(|(name, recording)| Some((name, self.device.recording_text(recording)?))).collect()
     }
 
-    /// Runs a batch and gives the logits, `[R, V]` row-major. With no rows wanted, only what runs over tokens is run.
+    /// Runs a batch and gives all logits, `[R, V]` row-major.
+    ///
+    /// # Errors
+    /// As [`Executor::run`].
+    pub fn step(&mut self, inputs: &StepInputs) -> Result<&[f32], ExecutorError> {
+        self.run(inputs)?;
+        self.logits(0..inputs.sizes().logit_rows)
+    }
+
+    /// The logits of some rows of the last step, `[rows, V]` row-major.
+    ///
+    /// # Errors
+    /// If no step was run, it has not so many rows, or the device fails.
+    pub fn logits(&mut self, rows: Range<usize>) -> Result<&[f32], ExecutorError> {
+        let (logits, sizes) = (self.output()?, self.last_sizes()?);
+        if rows == (0..sizes.logit_rows) {
+            return Ok(self.device.read_output(logits, &sizes)?);
+        }
+        Ok(self.device.read_rows(logits, &sizes, rows)?)
+    }
+
+    /// The tokens that the device chooses from the logits of the last step, one for each row that asks for one and has one
+    /// ([`Device::sample`]); `None` if it can't.
+    ///
+    /// # Errors
+    /// If no step was run, it has not as many rows, or the device fails.
+    pub fn sample(&mut self, rows: &[RowSampling]) -> Result<Option<Vec<Option<u32>>>, ExecutorError> {
+        let (logits, sizes) = (self.output()?, self.last_sizes()?);
+        Ok(self.device.sample(logits, &sizes, rows)?)
+    }
+
+    fn last_sizes(&self) -> Result<Sizes, ExecutorError> {
+        self.ran.ok_or_else(|| StepError("there is no step to read the logits of".into()).into())
+    }
+
+    /// Runs a batch, whose logits are then read ([`Executor::logits`]) or sampled ([`Executor::sample`]). With no rows wanted,
+    /// only what runs over tokens is run.
     ///
     /// # Errors
     /// If the batch is invalid or beyond the limits, or the device fails.
-    pub fn step(&mut self, inputs: &StepInputs) -> Result<&[f32], ExecutorError> {
+    pub fn run(&mut self, inputs: &StepInputs) -> Result<(), ExecutorError> {
         let sizes = inputs.sizes();
+        self.ran = None;
         self.check(inputs, &sizes)?;
         self.recordings.take_arrived(&self.device, &self.plan)?;
         let uniform = inputs.is_uniform_decode();
@@ -222,8 +262,8 @@ impl<D: Device> Executor<D> {
             }
             RuntimeMode::Piecewise => self.run_pieces(0, decision.size, &sizes)?,
         }
-        let logits = self.output()?;
-        Ok(self.device.read_output(logits, &sizes)?)
+        self.ran = Some(sizes);
+        Ok(())
     }
 
     /// How a step runs. Where captures are lazy, what it needs is recorded first.

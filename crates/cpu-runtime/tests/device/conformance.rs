@@ -80,6 +80,11 @@ fn recordings_do_what_launches_do() {
 }
 
 #[test]
+fn logits_can_be_read_by_row() {
+    on_every_path(conformance::sampling);
+}
+
+#[test]
 fn misuse_is_an_error() {
     on_every_path(conformance::misuse);
 }

@@ -5,6 +5,7 @@ mod facts;
 mod kernel;
 mod memory;
 mod recorder;
+mod sampling;
 mod weights;
 
 pub use facts::facts;
@@ -12,13 +13,14 @@ pub use kernel::CudaKernel;
 pub use recorder::{CudaRecorder, CudaRecording};
 
 use std::any::Any;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Dim, Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
 use allotrope_runtime::StartupLedger;
-use allotrope_runtime::device::{CacheLayout, Device, DeviceError};
+use allotrope_runtime::device::{CacheLayout, Device, DeviceError, RowSampling};
 
 use crate::CudaTarget;
 use crate::driver::{Context, DeviceInfo, PinnedBuffer, Stream};
@@ -27,6 +29,7 @@ use crate::program::Features;
 use compile::Compiler;
 use kernel::Ready;
 use memory::Memory;
+use sampling::Sampling;
 use weights::Weights;
 
 /// The device's name.
@@ -51,6 +54,7 @@ pub struct CudaDevice {
     compiler: Compiler,
     weights: Option<Arc<Weights>>,
     memory: Option<Memory>,
+    sampling: Option<Sampling>,
     /// What was read last.
     output: Option<PinnedBuffer>,
     /// Names the memory that kernels have addresses of: they run on no other.
@@ -78,7 +82,8 @@ impl CudaDevice {
         let context = Context::open()?;
         let stream = context.stream()?;
         let compiler = Compiler::new(context, options.cache)?;
-        Ok(Self { stream, compiler, weights: None, memory: None, output: None, identity: Identity::default() })
+        let identity = Identity::default();
+        Ok(Self { stream, compiler, weights: None, memory: None, sampling: None, output: None, identity })
     }
 
     /// Sets every byte of the arena and of the KV caches, as they were allocated: for tests that look for what no kernel wrote.
@@ -105,6 +110,28 @@ impl CudaDevice {
 
     fn memory(&self) -> Result<&Memory, DeviceError> {
         self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))
+    }
+
+    /// The bytes of an output in the arena.
+    fn output(&self, value: ValueId, sizes: &Sizes) -> Result<Range<usize>, DeviceError> {
+        let place = self.memory()?.output(value, sizes);
+        place.ok_or_else(|| internal("what was read is no f32 output in the arena"))
+    }
+
+    /// Reads some bytes of an output.
+    fn read(&mut self, value: ValueId, place: Range<usize>) -> Result<&[f32], DeviceError> {
+        let memory = self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))?;
+        let bytes = place.len();
+        if self.output.as_ref().is_none_or(|output| output.bytes() < bytes) {
+            let most = memory.output(value, memory.limits()).map_or(bytes, |range| range.len());
+            self.output = None;
+            // Room for the largest batch, unless that is out of all proportion to this one.
+            self.output = Some(self.stream.context().allocate_pinned(most.min(bytes.next_power_of_two()))?);
+        }
+        let output = self.output.as_mut().ok_or_else(|| internal("there is no memory to read an output into"))?;
+        self.stream.copy_to_host(output, 0, memory.arena(), place)?;
+        self.stream.synchronize()?;
+        Ok(output.as_slice::<f32>()?.get(..bytes / 4).unwrap_or_default())
     }
 
     fn ready<'a>(&'a mut self, graph: &'a Graph) -> Result<Ready<'a>, DeviceError> {
@@ -164,8 +191,10 @@ impl Device for CudaDevice {
 
     fn allocate(&mut self, graph: &Graph, memory: &MemoryPlan, cache: CacheLayout) -> Result<(), DeviceError> {
         self.identity = Identity::default();
-        self.memory = None;
+        (self.memory, self.sampling) = (None, None);
         self.memory = Some(Memory::new(self.context(), graph, memory, cache)?);
+        let context = self.context().clone();
+        self.sampling = Some(Sampling::new(&context, &mut self.compiler, memory.limits.logit_rows)?);
         Ok(())
     }
 
@@ -214,6 +243,9 @@ impl Device for CudaDevice {
             }
             kernel.every_launch().try_for_each(|launch| self.stream.launch(launch))?;
         }
+        if let Some(sampling) = &self.sampling {
+            sampling.warm_up(&self.stream, memory)?;
+        }
         Ok(self.stream.synchronize()?)
     }
 
@@ -247,20 +279,32 @@ impl Device for CudaDevice {
     }
 
     fn read_output(&mut self, value: ValueId, sizes: &Sizes) -> Result<&[f32], DeviceError> {
-        let memory = self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))?;
-        let place =
-            memory.output(value, sizes).ok_or_else(|| internal("what was read is no f32 output in the arena"))?;
-        let bytes = place.len();
-        if self.output.as_ref().is_none_or(|output| output.bytes() < bytes) {
-            let most = memory.output(value, memory.limits()).map_or(bytes, |range| range.len());
-            self.output = None;
-            // Room for the largest batch, unless that is out of all proportion to this one.
-            self.output = Some(self.stream.context().allocate_pinned(most.min(bytes.next_power_of_two()))?);
+        let place = self.output(value, sizes)?;
+        self.read(value, place)
+    }
+
+    fn read_rows(&mut self, value: ValueId, sizes: &Sizes, rows: Range<usize>) -> Result<&[f32], DeviceError> {
+        let place = self.output(value, sizes)?;
+        let (all, width) = (sizes.logit_rows, place.len() / sizes.logit_rows.max(1));
+        if rows.start > rows.end || rows.end > all {
+            return Err(internal(format!("rows {} to {} of {all} were read", rows.start, rows.end)));
         }
-        let output = self.output.as_mut().ok_or_else(|| internal("there is no memory to read an output into"))?;
-        self.stream.copy_to_host(output, 0, memory.arena(), place)?;
-        self.stream.synchronize()?;
-        Ok(output.as_slice::<f32>()?.get(..bytes / 4).unwrap_or_default())
+        self.read(value, place.start + rows.start * width..place.start + rows.end * width)
+    }
+
+    fn sample(
+        &mut self,
+        value: ValueId,
+        sizes: &Sizes,
+        rows: &[RowSampling],
+    ) -> Result<Option<Vec<Option<u32>>>, DeviceError> {
+        let place = self.output(value, sizes)?;
+        if rows.len() != sizes.logit_rows {
+            return Err(internal(format!("{} rows of {} were sampled", rows.len(), sizes.logit_rows)));
+        }
+        let memory = self.memory.as_ref().ok_or_else(|| internal("no memory was allocated yet"))?;
+        let sampling = self.sampling.as_mut().ok_or_else(|| internal("no memory was allocated yet"))?;
+        sampling.run(&self.stream, memory, place, rows).map(Some)
     }
 }
 

@@ -2,9 +2,9 @@
 
 use allotrope_cuda_emulator::machine::Random;
 
-use super::common::{Bench, bytes, words};
+use super::common::{Bench, words};
 use super::elements::between;
-use super::{Parameters, launch, sizes, texts, untouched};
+use super::{Parameters, launch, sizes, texts};
 
 /// How a row is sampled.
 #[derive(Clone, Copy)]
@@ -20,7 +20,7 @@ fn run(bench: &mut Bench, kernel: &str, logits: &[f32], rows: &[Row]) -> Result<
     let vocabulary = logits.len() / count;
     let sizes = sizes(bench, 2, count);
     let logits = bench.put_floats(logits);
-    let tokens = bench.poisoned((count + 2) * 4);
+    let tokens = bench.put_words(&vec![POISON; count + 2]);
     let mut parameters = Parameters::default().address(&sizes).address(&logits).address(&tokens);
     let mut length = 32;
     if kernel == "sample_f32" {
@@ -35,30 +35,44 @@ fn run(bench: &mut Bench, kernel: &str, logits: &[f32], rows: &[Row]) -> Result<
         length = 40;
     }
     launch(bench, kernel, [count as u32 + 2, 1], 0, parameters.word(vocabulary).pad(length))?;
-    untouched(&tokens, count * 4)?;
-    assert_eq!(bytes(&tokens).len(), (count + 2) * 4);
-    Ok(words(&tokens)[..count].iter().map(|token| *token as usize).collect())
+    match words(&tokens).split_at(count) {
+        (tokens, [POISON, POISON]) => Ok(tokens.iter().map(|token| *token as usize).collect()),
+        (_, behind) => Err(format!("behind the live rows {behind:x?} was written")),
+    }
 }
 
-/// The first of the greatest; NaN is never greater.
+/// What is there before a kernel has run: not what a row without a token gets.
+const POISON: u32 = 0xbaad_f00d;
+
+/// What a row without a token gets.
+const NO_TOKEN: usize = u32::MAX as usize;
+
+/// The first of the greatest; none where a logit is NaN or positive infinity, or all are negative infinity.
 fn likeliest(logits: &[f32]) -> usize {
-    let mut best = None;
+    let mut best: Option<usize> = None;
     for (token, logit) in logits.iter().enumerate() {
-        if !logit.is_nan() && best.is_none_or(|best: usize| *logit > logits[best]) {
+        if logit.is_nan() || *logit == f32::INFINITY {
+            return NO_TOKEN;
+        }
+        if *logit > best.map_or(f32::NEG_INFINITY, |best| logits[best]) {
             best = Some(token);
         }
     }
-    best.unwrap_or(0)
+    best.unwrap_or(NO_TOKEN)
 }
 
 /// Logits with ties, and with some that are no numbers.
 fn logits(random: &mut Random, vocabulary: usize) -> Vec<f32> {
     let mut logits: Vec<f32> = (0..vocabulary).map(|_| random.below(300) as f32 / 100.0 - 4.0).collect();
-    match random.below(6) {
+    match random.below(8) {
         0 => logits.fill(f32::NAN),
         1 => logits.fill(f32::NEG_INFINITY),
         2 => logits[random.below(vocabulary)] = f32::INFINITY,
         3 => logits[random.below(vocabulary)] = f32::NAN,
+        4 => {
+            logits.fill(f32::NEG_INFINITY);
+            logits[random.below(vocabulary)] = -1e30;
+        }
         _ => {}
     }
     logits
@@ -109,13 +123,24 @@ pub(crate) fn check_sample(text: &str, kernel: &str) -> Result<(), String> {
     let mut random = Random::new(bench.seed);
     for vocabulary in [1, 3, 130, between(&mut random, 500, 1500)] {
         let count = between(&mut random, 1, 9);
-        let logits = super::common::uniform(&mut random, count * vocabulary);
-        let temperatures = [0.1, 1.0, 3.0];
+        let mut logits = super::common::uniform(&mut random, count * vocabulary);
+        let temperatures = [0.1, 1.0, 3.0, -1.0];
         let rows: Vec<Row> = (0..count)
-            .map(|_| Row { temperature: temperatures[random.below(3)], seed: random.bits(), counter: random.bits() })
+            .map(|_| Row { temperature: temperatures[random.below(4)], seed: random.bits(), counter: random.bits() })
             .collect();
+        let refused: Vec<bool> = (0..count).map(|_| random.below(4) == 0).collect();
+        let nothing = [f32::NAN, f32::INFINITY];
+        for (row, _) in refused.iter().enumerate().filter(|(_, refused)| **refused) {
+            logits[row * vocabulary + random.below(vocabulary)] = nothing[random.below(2)];
+        }
         let got = run(&mut bench, kernel, &logits, &rows)?;
-        for ((row, logits), token) in rows.iter().zip(logits.chunks(vocabulary)).zip(got) {
+        for (((row, logits), refused), token) in rows.iter().zip(logits.chunks(vocabulary)).zip(refused).zip(got) {
+            if refused || row.temperature < 0.0 {
+                if token != NO_TOKEN {
+                    return Err(format!("token {token} of a row that has none"));
+                }
+                continue;
+            }
             let best = (0..vocabulary).map(|token| score(*row, logits, token)).fold(f64::NEG_INFINITY, f64::max);
             // Where two are as good as equal, the last bit of a logarithm decides.
             if token >= vocabulary || !(score(*row, logits, token) >= best - 1e-4) {

@@ -37,8 +37,9 @@ pub struct SamplingParams {
     /// Makes every token of the prompt and of the output so far less likely: positive logits are divided by it and
     /// negative ones multiplied. Above 0 and finite; 1 (the default) is off, below 1 favours repetition.
     pub repetition_penalty: f32,
-    /// Seeds this request's own random numbers: the same seed and prompt give the same output whatever else runs in
-    /// the batch. `None` (the default) lets the engine choose one.
+    /// Seeds this request's own random numbers: the same seed and prompt give the same output at every optimization level,
+    /// whatever else runs in the batch. Another kind of device may give another output, as it draws with other random numbers
+    /// and its logits have other bits. `None` (the default) lets the engine choose one.
     pub seed: Option<u64>,
     /// The most tokens to generate, at least 1. `None` (the default) goes on up to the context length.
     pub max_tokens: Option<usize>,

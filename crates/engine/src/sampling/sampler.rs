@@ -1,5 +1,6 @@
 //! The sampler of one request: its parameters and its own stream of random numbers.
 
+use allotrope_runtime::RowSampling;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -7,6 +8,8 @@ use super::filters::{keep_top_k, keep_top_p, logits_to_weights, most_likely, pen
 use super::{SamplingError, SamplingParams, TokenCounts};
 
 /// Chooses the tokens of one request.
+///
+/// A device may choose in its place ([`Sampler::on_device`]); then it does for all tokens of the request.
 ///
 /// The filters apply in vLLM's order: repetition penalty, temperature, `min_p`, `top_k`, `top_p`. The random numbers
 /// depend on the seed and on how many tokens were drawn before, and on nothing else: what else is in the batch does not
@@ -18,6 +21,7 @@ pub(crate) struct Sampler {
     top_k: usize,
     min_p: f32,
     repetition_penalty: f32,
+    seed: u64,
     random: ChaCha8Rng,
 }
 
@@ -29,14 +33,33 @@ impl Sampler {
     /// [`SamplingError::Parameter`] as [`SamplingParams::validate`] says.
     pub(crate) fn new(params: &SamplingParams, seed: u64) -> Result<Self, SamplingError> {
         params.validate()?;
+        let seed = params.seed.unwrap_or(seed);
         Ok(Self {
             temperature: params.temperature,
             top_p: params.top_p,
             top_k: usize::try_from(params.top_k).unwrap_or(usize::MAX),
             min_p: params.min_p,
             repetition_penalty: params.repetition_penalty,
-            random: ChaCha8Rng::seed_from_u64(params.seed.unwrap_or(seed)),
+            seed,
+            random: ChaCha8Rng::seed_from_u64(seed),
         })
+    }
+
+    /// How a device chooses the next token, after so many that were chosen for the request.
+    ///
+    /// What needs more than a temperature is read and sampled by the host. That depends on the parameters alone, so all tokens of
+    /// a request are drawn in one place with one stream of random numbers, whatever else is in the batch.
+    pub(crate) fn on_device(&self, chosen: u64) -> RowSampling {
+        let filters = self.top_k != 0 || self.top_p < 1.0 || self.min_p > 0.0;
+        if self.repetition_penalty != 1.0 {
+            RowSampling::Read
+        } else if self.temperature == 0.0 {
+            RowSampling::Greedy
+        } else if filters || self.temperature < RowSampling::LEAST_TEMPERATURE {
+            RowSampling::Read
+        } else {
+            RowSampling::Seeded { temperature: self.temperature, seed: self.seed, counter: chosen }
+        }
     }
 
     /// Chooses one token id from `logits`, one f32 per token of the vocabulary. A logit of negative infinity masks its

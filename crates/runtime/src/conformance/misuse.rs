@@ -8,7 +8,7 @@ use super::graphs::{DecoderSizes, decoder};
 use super::runner::{Runner, Setup};
 use super::suite::Suite;
 use super::{Change, Report, Subject, Weights};
-use crate::device::{Device, Recorder};
+use crate::device::{Device, Recorder, RowSampling};
 
 const SIZES: DecoderSizes =
     DecoderSizes { layers: 1, hidden: 20, heads: 2, kv_heads: 1, head_dim: 8, inner: 24, vocabulary: 50 };
@@ -31,6 +31,10 @@ fn out_of_order<S: Subject>(suite: &Suite<'_, S>, random: &mut ChaCha8Rng) {
     assert!(device.recorder().is_err(), "a recorder before memory");
     assert!(device.write_inputs(&inputs).is_err(), "inputs before memory");
     assert!(device.read_output(graph.outputs()[0], &inputs.sizes()).is_err(), "an output before memory");
+    assert!(device.read_rows(graph.outputs()[0], &inputs.sizes(), 0..1).is_err(), "rows of an output before memory");
+    // A device that does not sample has no opinion.
+    let sampled = device.sample(graph.outputs()[0], &inputs.sizes(), &[RowSampling::Greedy; 2]);
+    assert!(!matches!(sampled, Ok(Some(_))), "tokens before memory");
 }
 
 fn beyond<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng) {

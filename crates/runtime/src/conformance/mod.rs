@@ -11,6 +11,7 @@
 //! | [`attention`] | attention is the reference's, and has the same bits fused or not, in chunks or whole |
 //! | [`decoders`] | small decoders have the same bits after each pass and after all, launched and recorded |
 //! | [`recordings`] | a replay does what the launches would do now, and nothing beyond its rows |
+//! | [`sampling`] | chosen tokens are the likeliest, or those that a seed gives, in any company |
 //! | [`misuse`] | what can't be done is an error |
 //!
 //! Every part draws fresh numbers, runs over memory that holds what no kernel would write, and panics at the first thing that is
@@ -28,6 +29,7 @@ mod recordings;
 mod report;
 mod row_operations;
 mod runner;
+mod sampling;
 mod suite;
 mod weights;
 
@@ -47,6 +49,7 @@ pub use recordings::recordings;
 pub use report::Report;
 pub use row_operations::row_operations;
 pub use runner::{Overwriting, Runner, Setup};
+pub use sampling::sampling;
 pub use weights::{Change, Weights};
 
 /// How much the suite does.
@@ -123,8 +126,8 @@ pub fn random() -> ChaCha8Rng {
 
 /// Runs the whole suite.
 pub fn all<S: Subject>(subject: &S, random: &mut ChaCha8Rng) -> Report {
-    let parts: [fn(&S, &mut ChaCha8Rng) -> Report; 7] =
-        [row_operations, chains, projections, attention, decoders, recordings, misuse];
+    let parts: [fn(&S, &mut ChaCha8Rng) -> Report; 8] =
+        [row_operations, chains, projections, attention, decoders, recordings, sampling, misuse];
     let mut report = Report::default();
     for part in parts {
         report.add(part(subject, random));

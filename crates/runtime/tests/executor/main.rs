@@ -7,7 +7,7 @@ mod support;
 
 use allotrope_config::{GraphCapture, GraphMode};
 use allotrope_graph::*;
-use allotrope_runtime::{Executor, ExecutorError};
+use allotrope_runtime::{Executor, ExecutorError, RowSampling};
 use support::{Call, Scribe, batch, executor, executor_of, graph};
 
 /// What a step asks of the device, without what was recorded before.
@@ -94,6 +94,22 @@ fn a_chunk_that_wants_no_logits_runs_only_what_runs_over_tokens() {
         assert_eq!(calls(&mut executor, &inputs), expected, "{mode:?}");
         assert!(executor.step(&inputs).unwrap().is_empty());
     }
+}
+
+#[test]
+fn logits_are_those_of_the_last_step_that_ran() {
+    let mut executor = executor(GraphMode::None, GraphCapture::Startup, false);
+    assert!(executor.logits(0..1).is_err() && executor.sample(&[RowSampling::Greedy]).is_err(), "before any step");
+    executor.run(&batch(&[3, 1, 2])).unwrap();
+    assert_eq!(executor.logits(0..3).unwrap().len(), 24);
+    assert_eq!(executor.logits(1..3).unwrap().len(), 16);
+    assert!(executor.logits(1..4).is_err(), "a row that is not there");
+    assert_eq!(executor.sample(&[RowSampling::Greedy; 3]).unwrap(), None, "a device that does not sample");
+    assert!(executor.run(&batch(&[17])).is_err());
+    assert!(
+        executor.logits(0..1).is_err() && executor.sample(&[RowSampling::Greedy]).is_err(),
+        "after a step that failed"
+    );
 }
 
 #[test]
