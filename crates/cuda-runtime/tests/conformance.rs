@@ -115,7 +115,7 @@ fn recordings() {
 
 #[test]
 fn sampling() {
-    run("sampling", conformance::sampling);
+    run("sampling", &[conformance::sampling]);
 }
 
 #[test]
