@@ -34,7 +34,7 @@ pub fn sampling<S: Subject>(subject: &S, random: &mut ChaCha8Rng) -> Report {
         let (logits, sizes) = (runner.step(&inputs), inputs.sizes());
         let width = logits.len() / count;
         let first = random.random_range(0..count);
-        let some = first..random.random_range(first..=count);
+        let some = first..random.random_range(first + 1..=count);
         let read = runner.device.read_rows(output, &sizes, some.clone()).unwrap().to_vec();
         suite.same(&read, &logits[some.start * width..some.end * width], || format!("rows {some:?} of {count}"));
         assert!(runner.device.read_rows(output, &sizes, first..count + 1).is_err(), "more rows than there are");
