@@ -1,6 +1,6 @@
 //! Recordings through the library: when they are made, what replays them, and that answers are the CPU's whatever the choice.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use allotrope_config::{GraphCapture, GraphMode, RuntimeMode};
 use allotrope_engine::{LlmBuilder, Message, OptimizationLevel, Prompt, SamplingParams, Statistics};
@@ -164,6 +164,31 @@ on_cuda! {
         assert_eq!((nodes, edges), (23, 22), "one chain of the step's kernels: {step}");
         let launches = std::fs::read_to_string(folder.path().join("launches.txt")).unwrap();
         assert!(!launches.contains("no kernel"), "{launches}");
+    }
+
+    /// A dump has the code that was generated, each text once: the layers of a model run the same, and so do two dumps.
+    fn a_dump_has_the_generated_kernels_once_each() {
+        let folder = tempfile::tempdir().unwrap();
+        let dump = |name: &str| {
+            let folder = folder.path().join(name);
+            let settings = [("compilation.debug_dump_path", folder.to_str().unwrap())];
+            drop(with_cuda_at("tiny-chat", OptimizationLevel::O2, &settings).plan().unwrap());
+            let files = std::fs::read_dir(folder.join("kernels")).unwrap().map(|file| file.unwrap().path());
+            let name = |path: &std::path::Path| path.file_name().unwrap().to_str().unwrap().to_owned();
+            let files: BTreeMap<String, String> =
+                files.map(|path| (name(&path), std::fs::read_to_string(&path).unwrap())).collect();
+            (files, std::fs::read_to_string(folder.join("launches.txt")).unwrap())
+        };
+        let (files, launches) = dump("first");
+        assert_eq!((files.clone(), launches.clone()), dump("second"));
+        let texts: BTreeSet<&String> = files.values().collect();
+        assert_eq!(texts.len(), files.len(), "each text once");
+        let named: Vec<&str> = launches.lines().filter_map(|line| line.trim().strip_prefix("code in kernels/")).collect();
+        assert_eq!(BTreeSet::from_iter(named.iter().copied()), files.keys().map(String::as_str).collect());
+        assert!(files.values().all(|text| text.contains(".visible .entry") && !text.contains("//@")));
+        // Each of the four layers names the files that the first one does.
+        assert!(files.len() * 2 < named.len(), "{} files for {} kernels", files.len(), named.len());
+        show(format_args!("{} generated kernels in {} files", named.len(), files.len()));
     }
 }
 

@@ -9,7 +9,7 @@ use allotrope_cpu_runtime::{CpuDevice, CpuKernel, CpuRecorder, CpuRecording, Isa
 use allotrope_cuda_runtime::{CudaDevice, CudaKernel, CudaOptions, CudaRecorder, CudaRecording};
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
-use allotrope_runtime::{CacheLayout, Device, DeviceError, Recorder, RowSampling, StartupLedger};
+use allotrope_runtime::{CacheLayout, Device, DeviceError, GeneratedCode, Recorder, RowSampling, StartupLedger};
 
 use crate::error::EngineError;
 
@@ -175,6 +175,10 @@ impl Device for AnyDevice {
 
     fn describe(&self, graph: &Graph, group: usize) -> String {
         either!(self, device => device.describe(graph, group))
+    }
+
+    fn generated_code(&self, graph: &Graph, group: usize) -> Result<Vec<GeneratedCode>, DeviceError> {
+        either!(self, device => device.generated_code(graph, group))
     }
 
     fn prepare(&mut self, graph: &Graph, group: usize) -> Result<AnyKernel, DeviceError> {

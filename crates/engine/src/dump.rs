@@ -1,12 +1,13 @@
-//! The dump of a plan: the graph before and after every pass, the launches, the memory plan, the capture plan, the
-//! settings and the recordings, as files for people to read and compare.
+//! The dump of a plan: the graph before and after every pass, the launches, the generated kernels, the memory plan, the
+//! capture plan, the settings and the recordings, as files for people to read and compare.
 //!
 //! The same input gives the same bytes, so that two dumps can be compared file by file. Times would make every dump another:
 //! they are in `explain` and in the log.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::Path;
 
 use allotrope_config::{Format, explain};
@@ -14,7 +15,7 @@ use allotrope_graph::Graph;
 use allotrope_graph::history::PassReport;
 use allotrope_graph::passes::PIPELINE;
 use allotrope_graph::text::{Stage, page};
-use allotrope_runtime::CapturePlan;
+use allotrope_runtime::{CapturePlan, GeneratedCode};
 
 use crate::error::EngineError;
 use crate::plan::{Plan, limits};
@@ -27,6 +28,9 @@ const INDEX: &str = "index.md";
 
 /// The folder of the recordings within a dump.
 const RECORDINGS: &str = "recordings";
+
+/// The folder of generated kernels within a dump.
+const KERNELS: &str = "kernels";
 
 /// The name of the last graph of a dump.
 const AS_RUN: &str = "as-run";
@@ -43,13 +47,26 @@ struct File {
 /// # Errors
 /// If a file can't be written.
 pub(crate) fn write(plan: &Plan, folder: &Path) -> Result<(), EngineError> {
-    write_files(folder, &files(plan)?)?;
+    let kernels = Kernels::of(plan)?;
+    // The index that says that all is there comes after everything that it names.
+    remove_index(folder)?;
+    write_folder(&folder.join(KERNELS), &kernels.files, is_kernel)?;
     // Of an earlier run, perhaps of another model.
     write_recordings(&[], folder)?;
+    write_files(folder, &files(plan, &kernels)?)?;
     for report in plan.passes().iter().filter(|report| report.enabled) {
         tracing::info!(pass = report.name, matches = report.matches, time = ?report.time, "dumped");
     }
     Ok(())
+}
+
+/// Removes the index of an earlier dump.
+fn remove_index(folder: &Path) -> Result<(), EngineError> {
+    let path = folder.join(INDEX);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(EngineError::Dump { path, error }),
+        _ => Ok(()),
+    }
 }
 
 /// Writes recordings, by name, beside the dump of the plan. Those of an earlier run that are not among them are removed.
@@ -57,28 +74,32 @@ pub(crate) fn write(plan: &Plan, folder: &Path) -> Result<(), EngineError> {
 /// # Errors
 /// If a file can't be written.
 pub(crate) fn write_recordings(recordings: &[(String, String)], folder: &Path) -> Result<(), EngineError> {
-    let folder = folder.join(RECORDINGS);
+    let files = recordings.iter().map(|(name, text)| File { name: format!("{name}.dot"), text: text.clone() });
+    let files: Vec<File> = files.collect();
+    write_folder(&folder.join(RECORDINGS), &files, is_recording)
+}
+
+/// Writes files into a folder of a dump. Those that are named like such and are not among them are removed.
+fn write_folder(folder: &Path, files: &[File], is_ours: fn(&str) -> bool) -> Result<(), EngineError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |error| EngineError::Dump { path, error }
     };
-    if !recordings.is_empty() {
-        fs::create_dir_all(&folder).map_err(failed(&folder))?;
+    if !files.is_empty() {
+        fs::create_dir_all(folder).map_err(failed(folder))?;
     }
-    let files = recordings.iter().map(|(name, text)| File { name: format!("{name}.dot"), text: text.clone() });
-    let files: Vec<File> = files.collect();
-    for entry in fs::read_dir(&folder).into_iter().flatten() {
-        let path = entry.map_err(failed(&folder))?.path();
+    for entry in fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.map_err(failed(folder))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if is_recording(&name) && !files.iter().any(|file| file.name == *name) {
+        if is_ours(&name) && !files.iter().any(|file| file.name == *name) {
             fs::remove_file(&path).map_err(failed(&path))?;
         }
     }
     if files.is_empty() {
         // An empty folder is no part of a dump; one that holds something else stays.
-        let _ = fs::remove_dir(&folder);
+        let _ = fs::remove_dir(folder);
     }
-    files.iter().try_for_each(|file| write_file(&folder, file))
+    files.iter().try_for_each(|file| write_file(folder, file))
 }
 
 /// Whether a file is named like a recording: `step-8.dot`, `body-64.dot`, `piece-3-16.dot`.
@@ -89,6 +110,48 @@ fn is_recording(name: &str) -> bool {
         ["step" | "body", size] => number(size),
         ["piece", piece, size] => number(piece) && number(size),
         _ => false,
+    }
+}
+
+/// Whether a file is named like a generated kernel: `row_program-3.ptx`.
+fn is_kernel(name: &str) -> bool {
+    let parts = name.strip_suffix(".ptx").and_then(|name| name.rsplit_once('-'));
+    parts.is_some_and(|(name, number)| {
+        let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        !name.is_empty() && is_name && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    })
+}
+
+/// The kernels that are generated for a plan.
+struct Kernels {
+    /// Each text once, in the order of the launches.
+    files: Vec<File>,
+    /// For each launch, the names of its files.
+    of_launches: Vec<Vec<String>>,
+}
+
+impl Kernels {
+    fn of(plan: &Plan) -> Result<Self, EngineError> {
+        let mut files: Vec<File> = Vec::new();
+        // The file of each text, and how many a kernel's name has so far.
+        let (mut known, mut counts) = (HashMap::<String, String>::new(), HashMap::<String, usize>::new());
+        let mut of_launches = Vec::with_capacity(plan.launches());
+        for launch in 0..plan.launches() {
+            let mut names = Vec::new();
+            for GeneratedCode { name, extension, text } in plan.generated_code(launch)? {
+                let file = known.get(&text).cloned().unwrap_or_else(|| {
+                    let count = counts.entry(name.clone()).or_default();
+                    *count += 1;
+                    let file = format!("{name}-{count}.{extension}");
+                    files.push(File { name: file.clone(), text: text.clone() });
+                    known.insert(text, file.clone());
+                    file
+                });
+                names.push(file);
+            }
+            of_launches.push(names);
+        }
+        Ok(Self { files, of_launches })
     }
 }
 
@@ -139,13 +202,13 @@ fn graph_file(place: usize) -> String {
     format!("{place:02}-{name}.air")
 }
 
-fn files(plan: &Plan) -> Result<Vec<File>, EngineError> {
+fn files(plan: &Plan, kernels: &Kernels) -> Result<Vec<File>, EngineError> {
     let stages = plan.stages()?;
     let file = |name: &str, text: String| File { name: name.to_owned(), text };
     let mut files = graph_files(plan.as_built(), &stages);
     files.extend([
         file("passes.html", passes_page(plan, &stages)),
-        file("launches.txt", launches(plan)),
+        file("launches.txt", launches(plan, kernels)),
         file("memory.txt", plan.memory()?.to_text(plan.graph())),
         file("captures.txt", capture_plan(plan)?.to_text()),
         file("settings.json", settings(plan)?),
@@ -195,6 +258,7 @@ fn index(plan: &Plan, stages: &[(PassReport, Graph)]) -> Result<String, EngineEr
         "\n## Further files\n\n\
          - [passes.html](passes.html): the graph before and after each pass, side by side\n\
          - [launches.txt](launches.txt): what the device runs for each launch\n\
+         - `kernels/`: the code that is generated for launches, where the device generates any: each text once, [launches.txt](launches.txt) says whose it is\n\
          - [memory.txt](memory.txt): where values between launches are kept: {} bytes, of which at most {} are alive at once, with {} results in place\n\
          - [captures.txt](captures.txt): which parts of a step are recorded, at which sizes\n\
          - `recordings/`: each recording as a Graphviz graph, where the model was loaded and recorded at startup\n\
@@ -213,12 +277,15 @@ pub(crate) fn passes_page(plan: &Plan, stages: &[(PassReport, Graph)]) -> String
     page(&plan.title(), plan.as_built(), &stages)
 }
 
-fn launches(plan: &Plan) -> String {
+fn launches(plan: &Plan, kernels: &Kernels) -> String {
     let mut text = String::new();
     for (launch, label) in plan.launch_labels().iter().enumerate() {
         let _ = writeln!(text, "launch {launch}: {label}");
         for line in plan.describe_launch(launch).lines() {
             let _ = writeln!(text, "  {line}");
+        }
+        for file in kernels.of_launches.get(launch).into_iter().flatten() {
+            let _ = writeln!(text, "  code in {KERNELS}/{file}");
         }
     }
     text

@@ -12,7 +12,7 @@ use allotrope_graph::schedule::{ScheduleReport, schedule};
 use allotrope_graph::verify::{VerifyError, verify};
 use allotrope_graph::{Definition, Graph, OpKind, Sizes};
 use allotrope_model::Checkpoint;
-use allotrope_runtime::{CacheLayout, Device, ExecutorOptions, StartupLedger};
+use allotrope_runtime::{CacheLayout, Device, DeviceError, ExecutorOptions, GeneratedCode, StartupLedger};
 
 use crate::device::{AnyDevice, Opened, open};
 use crate::dump;
@@ -173,6 +173,14 @@ impl Plan {
     /// What the device runs for a launch, one line for each part of it.
     pub fn describe_launch(&self, launch: usize) -> String {
         self.device.describe(&self.graph, launch)
+    }
+
+    /// The code that the device generates for a launch. None on the CPU.
+    ///
+    /// # Errors
+    /// If generating fails, which is a bug.
+    pub fn generated_code(&self, launch: usize) -> Result<Vec<GeneratedCode>, DeviceError> {
+        self.device.generated_code(&self.graph, launch)
     }
 
     /// The kernels that may run a launch, by their names, that for the smallest batches first. None on the CPU, where a launch is

@@ -89,6 +89,17 @@ pub trait Recorder<Kernel, Recording> {
     fn record(&mut self, kernels: &[Kernel], sizes: &Sizes) -> Result<Recording, DeviceError>;
 }
 
+/// The code of a kernel that is generated for a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GeneratedCode {
+    /// The kernel's name: letters, digits and `_`.
+    pub name: String,
+    /// What files of such code are called by: `ptx`.
+    pub extension: &'static str,
+    /// The code.
+    pub text: String,
+}
+
 /// A device that can run grouped graphs.
 ///
 /// What the settings' rules need to know of it ([`allotrope_config::DeviceFacts`]) is found before the device is opened,
@@ -130,6 +141,16 @@ pub trait Device {
     /// What the device runs for a group, as text for dumps, one line for each part of the launch. It needs no weights, and
     /// the same group always gives the same text.
     fn describe(&self, graph: &Graph, group: usize) -> String;
+
+    /// The code that is generated for a group, for dumps: nothing where the device has all its code ahead of time, which is
+    /// the default, or has no kernel for the group. It needs neither weights nor memory, and the same group always gives the
+    /// same text.
+    ///
+    /// # Errors
+    /// If generating fails, which is a bug.
+    fn generated_code(&self, _graph: &Graph, _group: usize) -> Result<Vec<GeneratedCode>, DeviceError> {
+        Ok(Vec::new())
+    }
 
     /// Makes a group ready to run.
     ///

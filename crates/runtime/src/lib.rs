@@ -25,7 +25,7 @@ pub mod ledger;
 mod recordings;
 
 pub use capture_plan::{CapturePlan, LaunchOrderError, Part};
-pub use device::{CacheLayout, Device, DeviceError, Recorder, RowSampling};
+pub use device::{CacheLayout, Device, DeviceError, GeneratedCode, Recorder, RowSampling};
 pub use dispatcher::{Decision, DispatchCounts, Dispatcher, Lack, Standing};
 pub use executor::{Executor, ExecutorError, ExecutorOptions, StepStatistics};
 pub use ledger::{StartupLedger, StartupPhase, StartupReport};

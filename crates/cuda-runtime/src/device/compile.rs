@@ -12,11 +12,10 @@ use allotrope_runtime::device::DeviceError;
 use sha2::{Digest, Sha256};
 
 use super::internal;
-use crate::bundle::{Bundle, entry};
 use crate::driver::{Context, DriverError, Function, Image, Module};
 use crate::jit::{self, KernelCache, Outcome};
-use crate::lower::{KernelCode, PlannedLaunch};
-use crate::program::{Features, Pointers, fill};
+use crate::lower::{KernelCode, KernelPtx, PlannedLaunch, Templates};
+use crate::program::{Features, Pointers};
 
 /// The most threads that compile at once.
 const MOST_THREADS: usize = 16;
@@ -24,12 +23,10 @@ const MOST_THREADS: usize = 16;
 /// Loads and compiles code, each once.
 pub(super) struct Compiler {
     context: Context,
-    bundle: Bundle,
+    templates: Templates,
     cache: KernelCache,
     /// Modules of the bundle, by source.
     modules: HashMap<&'static str, Loaded<Module>>,
-    /// PTX of the templates, by the name of the kernel.
-    templates: HashMap<String, String>,
     /// Functions of compiled PTX, by its digest.
     compiled: HashMap<[u8; 32], Loaded<Function>>,
 }
@@ -51,11 +48,8 @@ pub(super) enum Request {
 
 /// A kernel as PTX.
 pub(super) struct PtxRequest {
-    ptx: String,
-    entry: String,
+    code: KernelPtx,
     digest: [u8; 32],
-    /// Where generated code in slots wants its pointers, and which.
-    slots: Option<(usize, Pointers)>,
 }
 
 /// Code that is ready to launch.
@@ -75,43 +69,30 @@ pub(super) struct Compiled {
 
 impl Compiler {
     pub(super) fn new(context: Context, folder: Option<PathBuf>) -> Result<Self, DeviceError> {
-        let bundle = Bundle::embedded().map_err(|error| internal(error.to_string()))?;
-        Ok(Self {
-            context,
-            bundle,
-            cache: KernelCache::new(folder),
-            modules: HashMap::new(),
-            templates: HashMap::new(),
-            compiled: HashMap::new(),
-        })
+        let templates = Templates::embedded(context.info().capability).map_err(|error| internal(error.to_string()))?;
+        let cache = KernelCache::new(folder);
+        Ok(Self { context, templates, cache, modules: HashMap::new(), compiled: HashMap::new() })
     }
 
-    fn capability(&self) -> (u32, u32) {
-        self.context.info().capability
+    /// What code is generated with.
+    pub(super) fn templates(&self) -> &Templates {
+        &self.templates
     }
 
     /// What generated code may use.
     pub(super) fn features(&self) -> Features {
-        Features::of(self.capability())
+        self.templates.features()
     }
 
     /// Generates the code of a launch, as far as it is generated.
-    pub(super) fn request(&mut self, graph: &Graph, launch: &PlannedLaunch) -> Result<Request, DeviceError> {
-        let (ptx, entry, slots) = match &launch.code {
-            KernelCode::Bundled { source, entry } => {
-                return Ok(Request::Bundled { source, entry: entry.clone() });
-            }
-            KernelCode::Generated(program) => (program.ptx.clone(), program.entry.to_owned(), None),
-            KernelCode::Filled { source, entry, slots } => {
-                let template = self.template(source, entry)?;
-                let filling = slots.filling(graph);
-                let filled = fill(template, entry, &filling, Features::of_target(template));
-                let (ptx, pointers) = filled.map_err(|error| internal(error.to_string()))?;
-                (ptx, entry.clone(), Some((filling.pointers_offset, pointers)))
-            }
-        };
-        let digest = Sha256::digest(&ptx).into();
-        Ok(Request::Ptx(PtxRequest { ptx, entry, digest, slots }))
+    pub(super) fn request(&self, graph: &Graph, launch: &PlannedLaunch) -> Result<Request, DeviceError> {
+        if let KernelCode::Bundled { source, entry } = &launch.code {
+            return Ok(Request::Bundled { source, entry: entry.clone() });
+        }
+        let code = self.templates.ptx(graph, launch).map_err(|error| internal(error.to_string()))?;
+        let code = code.ok_or_else(|| internal("a kernel that is not compiled ahead of time has no code"))?;
+        let digest = Sha256::digest(&code.text).into();
+        Ok(Request::Ptx(PtxRequest { code, digest }))
     }
 
     /// The code of a launch, loaded or compiled unless it was before.
@@ -130,7 +111,7 @@ impl Compiler {
                         loaded
                     }
                 };
-                Ok(Code { function: loaded.code, dependent: loaded.dependent, slots: request.slots.clone() })
+                Ok(Code { function: loaded.code, dependent: loaded.dependent, slots: request.code.slots.clone() })
             }
         }
     }
@@ -148,7 +129,7 @@ impl Compiler {
             }
         }
         // The longest text first, so that nobody waits for it alone in the end.
-        open.sort_by_key(|(request, _)| std::cmp::Reverse(request.ptx.len()));
+        open.sort_by_key(|(request, _)| std::cmp::Reverse(request.code.text.len()));
         let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MOST_THREADS).min(open.len());
         let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(open.len())));
         thread::scope(|scope| {
@@ -170,31 +151,19 @@ impl Compiler {
         Ok(compiled)
     }
 
-    /// The PTX of one template, for as new an architecture as it may say.
-    fn template(&mut self, source: &str, name: &str) -> Result<&str, DeviceError> {
-        if !self.templates.contains_key(name) {
-            let ptx = self.bundle.ptx(source, self.capability()).map_err(|error| internal(error.to_string()))?;
-            let template = entry(&ptx, name).ok_or_else(|| internal(format!("{source} has no kernel {name}")))?;
-            let newer = self.features().e4m3 && template.contains(".target sm_80");
-            let template = if newer { template.replacen(".target sm_80", ".target sm_89", 1) } else { template };
-            self.templates.insert(name.to_owned(), template);
-        }
-        Ok(self.templates.get(name).map_or("", String::as_str))
-    }
-
     /// A source of the bundle: as machine code if there is some for the device, else as PTX.
     fn module(&mut self, source: &'static str) -> Result<Loaded<Module>, DeviceError> {
         if let Some(module) = self.modules.get(source) {
             return Ok(module.clone());
         }
-        let capability = self.capability();
-        let cubin = self.bundle.cubin(source, capability).map_err(|error| internal(error.to_string()))?;
+        let (bundle, capability) = (self.templates.bundle(), self.templates.capability());
+        let cubin = bundle.cubin(source, capability).map_err(|error| internal(error.to_string()))?;
         let module = cubin.and_then(|cubin| self.context.load_module(Image::Cubin(&cubin), source).ok());
         let loaded = match module {
             // Machine code for 9.0 and newer is compiled with the wait in it.
             Some(code) => Loaded { code, dependent: capability >= (9, 0), is_new: false },
             None => {
-                let ptx = self.bundle.ptx(source, capability).map_err(|error| internal(error.to_string()))?;
+                let ptx = bundle.ptx(source, capability).map_err(|error| internal(error.to_string()))?;
                 load_ptx(&self.context, &self.cache, &ptx, source)?
             }
         };
@@ -216,6 +185,6 @@ fn compile(
     request: &PtxRequest,
     label: &str,
 ) -> Result<Loaded<Function>, DriverError> {
-    let Loaded { code, dependent, is_new } = load_ptx(context, cache, &request.ptx, label)?;
-    Ok(Loaded { code: code.function(&request.entry)?, dependent, is_new })
+    let Loaded { code, dependent, is_new } = load_ptx(context, cache, &request.code.text, label)?;
+    Ok(Loaded { code: code.function(&request.code.entry)?, dependent, is_new })
 }

@@ -20,11 +20,11 @@ use std::sync::Arc;
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Dim, Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
 use allotrope_runtime::StartupLedger;
-use allotrope_runtime::device::{CacheLayout, Device, DeviceError, RowSampling};
+use allotrope_runtime::device::{CacheLayout, Device, DeviceError, GeneratedCode, RowSampling};
 
 use crate::CudaTarget;
 use crate::driver::{Context, DeviceInfo, PinnedBuffer, Stream};
-use crate::lower;
+use crate::lower::{self, CodeError};
 use crate::program::Features;
 use compile::Compiler;
 use kernel::Ready;
@@ -200,6 +200,16 @@ impl Device for CudaDevice {
 
     fn describe(&self, graph: &Graph, group: usize) -> String {
         lower::describe(graph, group, Features::of(self.info().capability))
+    }
+
+    fn generated_code(&self, graph: &Graph, group: usize) -> Result<Vec<GeneratedCode>, DeviceError> {
+        let kernels = match self.compiler.templates().group(graph, group) {
+            // Its description says why.
+            Err(CodeError::NoKernel(_)) => Vec::new(),
+            kernels => kernels.map_err(|error| internal(error.to_string()))?,
+        };
+        let code = |kernel: lower::KernelPtx| GeneratedCode { name: kernel.entry, extension: "ptx", text: kernel.text };
+        Ok(kernels.into_iter().map(code).collect())
     }
 
     fn prepare(&mut self, graph: &Graph, group: usize) -> Result<CudaKernel, DeviceError> {

@@ -5,6 +5,7 @@ mod attention;
 mod describe;
 mod linear;
 mod parameter;
+mod ptx;
 
 use allotrope_graph::{Dim, Graph, OpId, OpKind, ValueId};
 
@@ -12,6 +13,7 @@ use crate::program::{Features, MOST_POINTERS, Pointer, RowProgram};
 
 pub use describe::{describe, kernels};
 pub use parameter::{Parameter, Word};
+pub use ptx::{CodeError, KernelPtx, Templates};
 
 /// The most dynamic shared memory that a launch may ask for, in bytes: what every architecture from 8.0 on can give a block.
 pub const MOST_SHARED_MEMORY: usize = 96 << 10;
