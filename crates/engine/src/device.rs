@@ -9,7 +9,9 @@ use allotrope_cpu_runtime::{CpuDevice, CpuKernel, CpuRecorder, CpuRecording, Isa
 use allotrope_cuda_runtime::{CudaDevice, CudaKernel, CudaOptions, CudaRecorder, CudaRecording};
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
-use allotrope_runtime::{CacheLayout, Device, DeviceError, GeneratedCode, Recorder, RowSampling, StartupLedger};
+use allotrope_runtime::{
+    CacheLayout, Device, DeviceError, GeneratedCode, Recorder, RowSampling, StartupLedger, WeightUpload,
+};
 
 use crate::error::EngineError;
 
@@ -209,6 +211,10 @@ impl Device for AnyDevice {
             (AnyDevice::Cuda(device), AnyRecording::Cuda(recording)) => device.launches_in(recording),
             (AnyDevice::Cpu(_), AnyRecording::Cuda(_)) | (AnyDevice::Cuda(_), AnyRecording::Cpu(_)) => None,
         }
+    }
+
+    fn weight_upload(&self) -> Option<WeightUpload> {
+        either!(self, device => device.weight_upload())
     }
 
     fn finish_loading(&mut self) -> Result<(), DeviceError> {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use allotrope_config::{OptimizationLevel, Options, Settings, Source};
 use allotrope_graph::history::PassReport;
 use allotrope_model::{ChatTemplate, Checkpoint, ModelError, Tokenizer};
-use allotrope_runtime::{DispatchCounts, Executor, StartupLedger, StartupReport};
+use allotrope_runtime::{DispatchCounts, Executor, StartupLedger, StartupReport, WeightUpload};
 
 use crate::answer::Answer;
 use crate::device::AnyDevice;
@@ -336,6 +336,7 @@ impl Llm {
             failed_captures: executor.failed_captures(),
             late_captures: executor.late_captures(),
             capture_memory: executor.capture_memory(),
+            weight_upload: executor.weight_upload(),
             dispatch: executor.dispatch_counts().clone(),
             arena_bytes: executor.memory().bytes,
             weight_bytes_per_step: self.weight_bytes,
@@ -357,6 +358,8 @@ pub struct Statistics {
     pub late_captures: u64,
     /// Bytes of the device's memory that recordings took; `None` for a device without memory of its own.
     pub capture_memory: Option<u64>,
+    /// What copying the weights to the device came to; `None` for a device that uses them where they are.
+    pub weight_upload: Option<WeightUpload>,
     /// How steps ran, with reasons.
     pub dispatch: DispatchCounts,
     /// Bytes of the arena that activations share.

@@ -12,6 +12,7 @@ use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
 
 use crate::ledger::StartupLedger;
+use crate::weights::WeightUpload;
 
 /// The size of the paged KV caches, the same for every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +173,11 @@ pub trait Device {
     /// If they can't be copied.
     fn finish_loading(&mut self) -> Result<(), DeviceError> {
         Ok(())
+    }
+
+    /// What copying the weights came to, once it is over; `None` on a device that uses them where they are.
+    fn weight_upload(&self) -> Option<WeightUpload> {
+        None
     }
 
     /// Copies the inputs of a step to the device. They were validated ([`StepInputs::validate`]) and keep to the limits.

@@ -13,6 +13,7 @@ use crate::device::{CacheLayout, Device, DeviceError, RowSampling};
 use crate::dispatcher::{Decision, DispatchCounts, Dispatcher};
 use crate::ledger::StartupLedger;
 use crate::recordings::{Policy, Recordings};
+use crate::weights::WeightUpload;
 
 /// What an executor is built for.
 #[derive(Debug, Clone)]
@@ -182,6 +183,11 @@ impl<D: Device> Executor<D> {
     /// Recordings made after the executor was ready: none, if they are made at startup.
     pub fn late_captures(&self) -> u64 {
         self.recordings.late()
+    }
+
+    /// What copying the weights came to; `None` on a device that uses them where they are.
+    pub fn weight_upload(&self) -> Option<WeightUpload> {
+        self.device.weight_upload()
     }
 
     /// Bytes of the device's memory that recordings took; `None` for a device without memory of its own.

@@ -23,9 +23,11 @@ pub mod dispatcher;
 pub mod executor;
 pub mod ledger;
 mod recordings;
+pub mod weights;
 
 pub use capture_plan::{CapturePlan, LaunchOrderError, Part};
 pub use device::{CacheLayout, Device, DeviceError, GeneratedCode, Recorder, RowSampling};
 pub use dispatcher::{Decision, DispatchCounts, Dispatcher, Lack, Standing};
 pub use executor::{Executor, ExecutorError, ExecutorOptions, StepStatistics};
 pub use ledger::{StartupLedger, StartupPhase, StartupReport};
+pub use weights::{WeightUpload, find_weight};

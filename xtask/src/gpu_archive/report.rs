@@ -65,18 +65,20 @@ fn compared(results: &[&Value]) -> String {
 fn started(results: &[&Value]) -> String {
     let row = |result: &&Value| {
         let phase = |names: &[&str]| {
-            let times = names.iter().filter_map(|name| result.get("phases_ms")?.get(*name)?.as_f64());
+            let phases = result.get("phases_ms").and_then(Value::as_object).into_iter().flatten();
+            let named = phases.filter(|(phase, _)| names.iter().any(|name| phase.starts_with(name)));
+            let times = named.filter_map(|(_, time)| time.as_f64());
             times.fold(None, |sum: Option<f64>, time| Some(sum.unwrap_or(0.0) + time))
         };
-        let upload = phase(&["bind weights", "repack weights"]);
-        let bandwidth = upload.zip(number(result, "/weight_bytes")).map(|(time, bytes)| bytes / time / 1e6);
+        let upload = number(result, "/upload_ms");
+        let bandwidth = upload.zip(number(result, "/upload_bytes")).map(|(time, bytes)| bytes / time / 1e6);
         vec![
             text(result, "/model"),
             text(result, "/level"),
             text(result, "/start"),
             show(number(result, "/ready_ms"), 1),
             show(phase(&["open device"]), 1),
-            show(phase(&["prepare kernels", "warm up kernels"]), 1),
+            show(phase(&["generate kernels", "compile kernels", "load kernels", "warm up kernels"]), 1),
             show(upload, 1),
             show(bandwidth, 2),
             show(phase(&["capture"]), 1),
@@ -210,7 +212,8 @@ mod tests {
             json!({"kind": "comparison", "model": "gqa", "passed": false, "levels": ["O0", "O2"], "tokens": 8,
                    "levels_with_other_bits": ["O2"], "tokens_as_on_cpu": 7, "largest_difference": 0.5, "largest_logit": 10.0}),
             json!({"kind": "measurement", "model": "tiny", "level": "O2", "start": "cold", "device": "a GPU", "ready_ms": 12.34,
-                   "phases_ms": {"bind weights": 2.0, "capture": 3.0}, "weight_bytes": 4e6, "capture_bytes": null}),
+                   "phases_ms": {"compile kernels (3, 1 cached)": 1.5, "load kernels": 0.25, "capture": 3.0}, "upload_ms": 2.0,
+                   "upload_bytes": 4e6, "capture_bytes": null}),
             json!({"kind": "measurement", "model": "tiny", "level": "O2", "start": "warm", "device": "a GPU", "ready_ms": 1.0,
                    "phases_ms": {}, "prefill_tokens_per_second": {"median": 1000.0, "minimum": 900.0, "maximum": 1100.0},
                    "steps": [{"batch": 8, "microseconds": {"median": 42.0, "minimum": 40.0, "maximum": 90.5}}],
@@ -219,7 +222,7 @@ mod tests {
         let line = |parts: &[&str]| text.lines().any(|line| parts.iter().all(|part| line.contains(part)));
         assert!(line(&["device: a GPU"]), "{text}");
         assert!(line(&["gqa", "not O2", "FAILED", "7 of 8", "5.00"]), "{text}");
-        assert!(line(&["tiny", "cold", "12.3", "2.0", "2.00", "3.0", "–"]), "{text}");
+        assert!(line(&["tiny", "cold", "12.3", "1.8", "2.0", "2.00", "3.0", "–"]), "{text}");
         assert!(
             line(&["step of 8, µs"]) && line(&["tiny", "42.0 (40.0..90.5)", "1000 (900..1100)", "23", "1"]),
             "{text}"

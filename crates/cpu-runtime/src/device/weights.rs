@@ -1,12 +1,13 @@
 //! The checkpoint's tensors as kernels find them: in place, or repacked into one buffer.
 
-use super::internal;
+use super::{DEVICE, internal};
 use crate::element::ElementType;
 use crate::linear::{RawWeights, WeightLayout, Weights, repack, tiled_bytes};
 use crate::memory::Buffer;
 use crate::team::Team;
-use allotrope_graph::{Definition, Graph, OpKind, TensorType, ValueId, WeightData, WeightSource};
+use allotrope_graph::{Definition, Graph, OpKind, ValueId, WeightData, WeightSource};
 use allotrope_runtime::device::DeviceError;
+use allotrope_runtime::find_weight;
 use std::sync::Arc;
 
 /// Alignment of tensors in the repacked buffer: a cache line.
@@ -33,11 +34,8 @@ impl LoadedWeights {
         let mut tensors = vec![None; graph.values().len()];
         for (index, value) in graph.values().iter().enumerate() {
             let (Definition::Weight(name), Some(tensor)) = (&value.definition, value.ty.tensor()) else { continue };
-            let data = source.weight(name).ok_or_else(|| DeviceError::Weight {
-                name: name.clone(),
-                message: format!("the checkpoint has no such tensor; the model needs {tensor}"),
-            })?;
-            tensors[index] = Some(check(name, tensor, &data)?);
+            let data = find_weight(&*source, DEVICE, name, tensor)?;
+            tensors[index] = Some(in_place(name, &data)?);
         }
         let repacked = if repack { Some(repack_all(graph, &*source, team, &mut tensors)?) } else { None };
         Ok(Self { tensors, _source: source, _repacked: repacked })
@@ -49,22 +47,13 @@ impl LoadedWeights {
     }
 }
 
-/// Checks a tensor of the checkpoint against the graph's type.
-fn check(name: &str, tensor: &TensorType, data: &WeightData<'_>) -> Result<RawWeights, DeviceError> {
+/// A tensor where it is, if there are kernels for its type and shape.
+fn in_place(name: &str, data: &WeightData<'_>) -> Result<RawWeights, DeviceError> {
     let wrong = |message: String| DeviceError::Weight { name: name.to_owned(), message };
     let found = || format!("{}{:?}", data.dtype, data.shape);
-    let shape: Vec<usize> = tensor
-        .shape
-        .iter()
-        .map(|dim| super::static_size(*dim))
-        .collect::<Option<_>>()
-        .ok_or_else(|| internal(format!("the shape of weight `{name}`, {tensor}, depends on the batch")))?;
-    if data.dtype != tensor.dtype || data.shape != shape {
-        return Err(wrong(format!("the checkpoint has {}, the model needs {tensor}", found())));
-    }
     let element = ElementType::from_dtype(data.dtype)
         .ok_or_else(|| wrong(format!("weights of {} have no kernel; use bf16, f16, f32 or f8e4m3", data.dtype)))?;
-    let (rows, columns) = match shape[..] {
+    let (rows, columns) = match *data.shape {
         [columns] => (1, columns),
         [rows, columns] => (rows, columns),
         _ => return Err(wrong(format!("{} has no kernel: weights are vectors or matrices", found()))),

@@ -19,8 +19,8 @@ use std::sync::Arc;
 
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Dim, Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
-use allotrope_runtime::StartupLedger;
 use allotrope_runtime::device::{CacheLayout, Device, DeviceError, GeneratedCode, RowSampling};
+use allotrope_runtime::{StartupLedger, WeightUpload};
 
 use crate::CudaTarget;
 use crate::driver::{Context, DeviceInfo, PinnedBuffer, Stream};
@@ -222,6 +222,10 @@ impl Device for CudaDevice {
 
     fn finish_loading(&mut self) -> Result<(), DeviceError> {
         self.weights.as_ref().map_or(Ok(()), |weights| weights.wait())
+    }
+
+    fn weight_upload(&self) -> Option<WeightUpload> {
+        self.weights.as_ref()?.report()
     }
 
     fn write_inputs(&mut self, inputs: &StepInputs) -> Result<(), DeviceError> {

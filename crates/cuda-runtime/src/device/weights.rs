@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use allotrope_graph::{Definition, Graph, Sizes, TensorType, ValueId, WeightData, WeightSource};
+use allotrope_graph::{Definition, Graph, ValueId, WeightSource};
 use allotrope_runtime::device::DeviceError;
+use allotrope_runtime::{WeightUpload, find_weight};
 
-use super::{ALIGNMENT, internal};
+use super::{ALIGNMENT, DEVICE, internal};
 use crate::driver::{Buffer, Context, DriverError};
 use crate::upload::{Piece, UploadReport, Uploader};
 
@@ -22,7 +23,7 @@ pub(super) struct Weights {
 /// Copying, which goes on while kernels are made.
 enum Upload {
     Running(JoinHandle<Result<UploadReport, DeviceError>>),
-    Over(Result<(), DeviceError>),
+    Over(Result<UploadReport, DeviceError>),
 }
 
 /// A tensor and where it goes.
@@ -40,11 +41,7 @@ impl Weights {
         let mut bytes = 0usize;
         for (index, value) in graph.values().iter().enumerate() {
             let (Definition::Weight(name), Some(tensor)) = (&value.definition, value.ty.tensor()) else { continue };
-            let data = source.weight(name).ok_or_else(|| DeviceError::Weight {
-                name: name.clone(),
-                message: format!("the checkpoint has no such tensor; the model needs {tensor}"),
-            })?;
-            check(name, tensor, &data)?;
+            let data = find_weight(&*source, DEVICE, name, tensor)?;
             let offset = *known.entry(name).or_insert_with(|| {
                 let offset = bytes;
                 bytes = bytes.saturating_add(data.bytes.len()).saturating_add(ALIGNMENT) / ALIGNMENT * ALIGNMENT;
@@ -64,7 +61,7 @@ impl Weights {
         };
         let thread = std::thread::Builder::new().name("upload".to_owned()).spawn(work);
         let thread = thread.map_err(|error| DeviceError::Environment {
-            device: super::DEVICE.into(),
+            device: DEVICE.into(),
             message: format!("no thread to copy weights could be started: {error}"),
         })?;
         Ok(Self { buffer, offsets, upload: Mutex::new(Upload::Running(thread)) })
@@ -74,14 +71,21 @@ impl Weights {
     pub(super) fn wait(&self) -> Result<(), DeviceError> {
         let mut upload = self.upload.lock().unwrap_or_else(PoisonError::into_inner);
         if let Upload::Over(result) = &*upload {
-            return result.clone();
+            return result.clone().map(drop);
         }
         let over = Upload::Over(Err(internal("copying weights was given up")));
         let Upload::Running(thread) = std::mem::replace(&mut *upload, over) else { return Ok(()) };
         let result = thread.join().unwrap_or_else(|_| Err(internal("the thread that copies weights panicked")));
-        let result = result.map(|_| ());
         *upload = Upload::Over(result.clone());
-        result
+        result.map(drop)
+    }
+
+    /// What copying came to, if it is over and went well.
+    pub(super) fn report(&self) -> Option<WeightUpload> {
+        match &*self.upload.lock().unwrap_or_else(PoisonError::into_inner) {
+            Upload::Over(Ok(report)) => Some(WeightUpload { bytes: report.bytes, time: report.time }),
+            Upload::Over(Err(_)) | Upload::Running(_) => None,
+        }
     }
 
     /// The address of a weight.
@@ -113,20 +117,4 @@ fn upload(
         pieces.push(Piece { bytes: data.bytes, to, offset: *offset });
     }
     uploader.upload(&pieces).map_err(|error: DriverError| error.into())
-}
-
-/// Checks a tensor of the checkpoint against the graph's type.
-fn check(name: &str, tensor: &TensorType, data: &WeightData<'_>) -> Result<(), DeviceError> {
-    let wrong = |message: String| DeviceError::Weight { name: name.to_owned(), message };
-    let shape: Vec<usize> = (0..tensor.shape.len())
-        .map(|axis| tensor.static_size(axis))
-        .collect::<Option<_>>()
-        .ok_or_else(|| internal(format!("the shape of weight `{name}`, {tensor}, depends on the batch")))?;
-    if data.dtype != tensor.dtype || data.shape != shape {
-        return Err(wrong(format!("the checkpoint has {}{:?}, the model needs {tensor}", data.dtype, data.shape)));
-    }
-    match tensor.bytes(&Sizes::default()) {
-        Some(bytes) if bytes == data.bytes.len() => Ok(()),
-        _ => Err(wrong(format!("the checkpoint has {} bytes of {}{:?}", data.bytes.len(), data.dtype, data.shape))),
-    }
 }
