@@ -76,7 +76,7 @@ fn run_with(test: &str, parts: &[Part], settings: &[(&str, &str)]) {
 
 /// The code for another architecture than that of the other tests. A GPU has the one that it has.
 fn run_as(test: &str, capability: &str) {
-    if std::env::var("ALLOTROPE_TEST_DEVICE").is_ok_and(|device| device == "cuda") {
+    if allotrope_cuda_emulator::testing::on_a_gpu() {
         return;
     }
     let parts: [Part; 3] = [conformance::row_operations, conformance::projections, conformance::decoders];

@@ -366,7 +366,7 @@ fn against_reference<S: Subject>(
     let allowed = suite.subject.sum_tolerance(case.operands, case.inner);
     let mut tolerances = Vec::with_capacity(found.len());
     for op in &graph.ops()[launch.products.clone()] {
-        let OpKind::Linear { scale, .. } = op.kind else { panic!("a product") };
+        let OpKind::Linear { scale, .. } = op.kind else { unreachable!("a product") };
         let x = evaluation.tensor(op.inputs[0]).unwrap();
         let weight = weights.weight(&graph.value(op.inputs[1]).name).unwrap();
         let weight = numerics::decode(weight.dtype, weight.bytes);

@@ -31,10 +31,9 @@ impl<'a, S: Subject> Suite<'a, S> {
 
     /// A prepared graph.
     pub(crate) fn runner(&mut self, graph: &Graph, weights: &Weights, setup: Setup<'_>) -> Runner<S::Device> {
-        let runner = match Runner::new(self.subject, graph, weights, setup) {
-            Ok(runner) => runner,
-            Err(error) => panic!("{}: {error}\n{graph}", self.subject.name()),
-        };
+        let runner = Runner::new(self.subject, graph, weights, setup);
+        assert!(runner.is_ok(), "{}: {}\n{graph}", self.subject.name(), runner.err().unwrap());
+        let runner = runner.unwrap();
         self.report.graphs += 1;
         self.report.operations += graph.ops().len();
         self.report.groups += graph.groups().len();
