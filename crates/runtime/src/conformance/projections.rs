@@ -349,6 +349,7 @@ fn alone<S: Subject>(
 }
 
 /// Checks products whose input is exact, and that nothing follows, against the reference.
+#[allow(clippy::unreachable, reason = "the range names products alone")]
 fn against_reference<S: Subject>(
     suite: &mut Suite<'_, S>,
     case: &Case,

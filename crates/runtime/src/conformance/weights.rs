@@ -30,6 +30,7 @@ impl WeightSource for Weights {
 }
 
 /// Appends a value.
+#[allow(clippy::unreachable, reason = "weights are numbers, never indices")]
 fn encode(dtype: DType, value: f32, bytes: &mut Vec<u8>) {
     match dtype {
         DType::F32 => bytes.extend(value.to_le_bytes()),
