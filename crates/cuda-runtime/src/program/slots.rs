@@ -155,6 +155,8 @@ impl Slot<'_> {
         emit!(g, "and.b32 {thread}, {in_block}, {};", threads - 1);
         emit!(g, "div.u32 {index}, {in_block}, {threads};");
         emit!(g, "setp.eq.u32 {first}, {thread}, 0;");
+        // By the round of the loop before.
+        g.sums_are_read = true;
         g.code.place(begin);
         emit!(g, "setp.ge.u32 {outside}, {index}, {live};");
         emit!(g, "@{outside} bra {end};");

@@ -8,9 +8,6 @@ use super::bench::{Code, Step, generate};
 use super::cases::cases;
 use super::common::seed;
 
-/// How a rounding to e4m3 by integer code is called.
-const CODE: &str = "code";
-
 /// A kernel's text with one thing changed.
 struct Mutant {
     what: &'static str,
@@ -139,9 +136,6 @@ fn is_rounded(lines: &Lines<'_>, before: usize, register: &str, rounding: &str) 
         (["cvt.f32.f16", ..], "cvt.rn.f16x2.f32") => true,
         (["cvt.f32.f16", _, half], _) => rounded(half),
         (["cvt.rn.f16x2.e4m3x2", ..], "cvt.rn.satfinite.e4m3x2.f32") => true,
-        // Put together by integer code, and on the way to be taken apart by it.
-        (["or.b32", ..], CODE) => true,
-        (["abs.f32", _, from] | ["mul.rn.f32" | "min.f32" | "add.u32", _, from, ..], CODE) => rounded(from),
         _ => false,
     }
 }
@@ -189,8 +183,6 @@ fn excuse(lines: &Lines<'_>, mutant: &Mutant, is_of_angles: bool) -> Option<&'st
     match mutant.what {
         "wait" => Some("the emulator begins no launch before the one in front of it is done; a GPU may"),
         "rounding" => words[2..].iter().all(|from| is_rounded(lines, index, from, words[0])).then_some(ROUNDED),
-        "rounding by code" => is_rounded(lines, index, words[2], CODE).then_some(ROUNDED),
-        "clamp" if words[0] == "min.f32" => is_rounded(lines, index, words[2], CODE).then_some(ROUNDED),
         "clamp" if words[3].starts_with('%') => {
             Some("beyond a tile is what the block itself has in shared memory, which is not stored")
         }
@@ -210,19 +202,12 @@ fn excuse(lines: &Lines<'_>, mutant: &Mutant, is_of_angles: bool) -> Option<&'st
             let width: usize = condition[3].parse().ok()?;
             (condition[0] == "setp.lt.u32" && is_within(lines, at, condition[2], width)).then_some(WITHIN)
         }
-        "guard of a store" => {
-            Some("what is beyond the row is held at its last element: that is stored again, with its value")
-        }
+        "guard of a store" => Some(STORED_AGAIN),
         "branch" => {
             let (_, condition) = lines.definition(index, words[0].trim_start_matches('@'))?;
             let is_odd = condition.get(3)?.parse().is_ok_and(|width: usize| !width.is_multiple_of(8));
             let is_held = || lines.all[index + 1..].iter().take(12).any(|line| line.starts_with("min.u32"));
             (condition[0] == "setp.ge.u32" && (is_odd || is_held())).then_some(HELD)
-        }
-        "barrier" if lines.is_row_program => {
-            let is_first = !lines.all[..index].iter().any(|line| line.starts_with("bar.sync"));
-            is_first
-                .then_some("keeps sums from being overwritten that the reduction before it made, and there was none")
         }
         "rounding of a position" => Some("positions are below 2^24 and f32 has all of them"),
         _ => None,
@@ -231,7 +216,7 @@ fn excuse(lines: &Lines<'_>, mutant: &Mutant, is_of_angles: bool) -> Option<&'st
 
 const STORED_AGAIN: &str = "beyond the row is its last element again, which would be stored with the value that it has";
 const HELD: &str = "beyond the row all is held at its last element, masked in sums, and guarded where it is stored";
-const ROUNDED: &str = "what is stored was rounded before, by the operation that made it";
+const ROUNDED: &str = "the numbers were read in the storage type, or rounded to it before";
 const WITHIN: &str = "the element is one of the row in every eight that it has, at this width";
 
 /// Whether one of several batches shows that a text is wrong.
