@@ -45,14 +45,22 @@ pub fn shape(blocks: u32, threads: u32) -> Shape {
 
 impl Bench {
     pub fn new(text: &str) -> Result<Self, Error> {
-        let mut memory = Memory::default();
+        let mut bench = Self { memory: Memory::default(), kernels: Vec::new(), seed: seed(), witness: None };
+        bench.load(text)?;
+        Ok(bench)
+    }
+
+    /// Loads another text beside those that are there.
+    pub fn load(&mut self, text: &str) -> Result<(), Error> {
+        let memory = &mut self.memory;
         let program = load(text, &mut |variable| {
             let region = memory.allocate(variable.bytes.max(1))?;
             region.write(region.address, &vec![0; variable.bytes as usize]);
             region.write(region.address, &variable.initial);
             Some(region.address)
         })?;
-        Ok(Self { memory, kernels: program.kernels, seed: seed(), witness: None })
+        self.kernels.extend(program.kernels);
+        Ok(())
     }
 
     /// Memory with these bytes.

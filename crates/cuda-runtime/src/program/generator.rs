@@ -79,6 +79,8 @@ pub(super) struct Generator<'a> {
     pub(super) row: Option<Register>,
     pub(super) tile: Option<Tile>,
     pub(super) scalars: HashMap<OpId, Scalar>,
+    /// Whether a thread may still read the sums of a reduction before this point.
+    pub(super) sums_are_read: bool,
     pub(super) places: u32,
     pub(super) transformed: HashMap<(u32, Transform), Place>,
     /// The first elements of a thread's chunks, by the row's width, the threads of the team and the chunk's number.
@@ -86,6 +88,8 @@ pub(super) struct Generator<'a> {
     /// The places of a thread's chunks.
     pub(super) chunks: HashMap<(usize, u32, usize), Place>,
     computed: HashMap<(ValueId, u32), Numbers>,
+    /// The words of a storage type that numbers were taken from.
+    pub(super) words: HashMap<(DType, Numbers), Vec<Register>>,
     indices: HashMap<Input, Register>,
 }
 
@@ -108,11 +112,13 @@ impl<'a> Generator<'a> {
             row: None,
             tile: None,
             scalars: HashMap::new(),
+            sums_are_read: false,
             places: 0,
             transformed: HashMap::new(),
             bases: HashMap::new(),
             chunks: HashMap::new(),
             computed: HashMap::new(),
+            words: HashMap::new(),
             indices: HashMap::new(),
         }
     }

@@ -140,7 +140,9 @@ impl Generator<'_> {
             }
         }
         let fallback = numbers.first().copied().unwrap_or_else(|| self.float());
-        std::array::from_fn(|element| numbers.get(element).copied().unwrap_or(fallback))
+        let numbers = std::array::from_fn(|element| numbers.get(element).copied().unwrap_or(fallback));
+        self.words.insert((dtype, numbers), words.to_vec());
+        numbers
     }
 
     fn unpacked_f16(&mut self, word: Register) -> [Register; 2] {
@@ -207,8 +209,12 @@ impl Generator<'_> {
         }
     }
 
-    /// Words that hold the numbers in a storage type, each rounded to the nearest.
+    /// Words that hold the numbers in a storage type, each rounded to the nearest: those that they were taken from, if it was
+    /// such.
     pub(super) fn packed(&mut self, dtype: DType, numbers: &Numbers) -> Vec<Register> {
+        if let Some(words) = self.words.get(&(dtype, *numbers)) {
+            return words.clone();
+        }
         let mut words = Vec::with_capacity(words_of(dtype));
         match dtype {
             DType::F32 | DType::I32 => {

@@ -172,7 +172,7 @@ impl Generator<'_> {
                 emit!(self, "sub.s32 {coordinate}, {coordinate}, {};", axis.shift);
                 emit!(self, "max.s32 {coordinate}, {coordinate}, 0;");
             }
-            if axis.limit + axis.shift < axis.size || axis.shift > 0 {
+            if axis.limit + axis.shift < axis.size {
                 // The last run of eight, or the last element: a coordinate of a run is its first.
                 let whole = axis.stride == 1 && axis.limit.is_multiple_of(CHUNK) && axis.size.is_multiple_of(CHUNK);
                 let last = if whole && axis.shift.is_multiple_of(CHUNK) { axis.limit - CHUNK } else { axis.limit - 1 };

@@ -207,8 +207,10 @@ impl Generator<'_> {
         }
         let (warp, address, lane) = (self.word(), self.word(), self.word());
         let (first, number, total) = (self.code.register(Class::Predicate), self.float(), self.float());
-        // Nobody may still read the sums of the reduction before this one.
-        emit!(self, "bar.sync 0;");
+        if self.sums_are_read {
+            emit!(self, "bar.sync 0;");
+        }
+        self.sums_are_read = true;
         emit!(self, "shr.u32 {warp}, {}, 5;", team.thread);
         emit!(self, "and.b32 {lane}, {}, 31;", team.thread);
         emit!(self, "mad.lo.u32 {address}, {warp}, 4, {};", team.scratch);

@@ -38,6 +38,13 @@ pub struct Bundle {
     pub epilogue: Vec<OpId>,
 }
 
+impl Bundle {
+    /// Whether the last tile has as many columns as the others.
+    fn has_whole_tiles(&self) -> bool {
+        self.columns.is_multiple_of(self.tile_columns)
+    }
+}
+
 /// What the slots of one kernel are filled with.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Filling<'a> {
@@ -148,6 +155,8 @@ impl Slot<'_> {
         emit!(g, "and.b32 {thread}, {in_block}, {};", threads - 1);
         emit!(g, "div.u32 {index}, {in_block}, {threads};");
         emit!(g, "setp.eq.u32 {first}, {thread}, 0;");
+        // By the round of the loop before.
+        g.sums_are_read = true;
         g.code.place(begin);
         emit!(g, "setp.ge.u32 {outside}, {index}, {live};");
         emit!(g, "@{outside} bra {end};");
@@ -255,9 +264,13 @@ impl Slot<'_> {
         let [address, row0, live, first_column, bundle_number, scratch] = operands.map(|name| g.taken(name));
         let end = g.code.label();
         for (number, bundle) in self.filling.bundles.iter().enumerate() {
-            let (next, other) = (g.code.label(), g.code.register(Class::Predicate));
-            emit!(g, "setp.ne.u32 {other}, {bundle_number}, {number};");
-            emit!(g, "@{other} bra {next};");
+            let next = g.code.label();
+            // What is no other bundle's is the last one's.
+            if number + 1 < self.filling.bundles.len() {
+                let other = g.code.register(Class::Predicate);
+                emit!(g, "setp.ne.u32 {other}, {bundle_number}, {number};");
+                emit!(g, "@{other} bra {next};");
+            }
             let row = g.word();
             let tile = Tile {
                 address,
@@ -269,7 +282,9 @@ impl Slot<'_> {
             };
             g.tile = Some(tile);
             self.over_tile(&mut g, bundle, [row, row0, live, first_column, scratch]);
-            emit!(g, "bra {end};");
+            if number + 1 < self.filling.bundles.len() {
+                emit!(g, "bra {end};");
+            }
             g.code.place(next);
         }
         g.code.place(end);
@@ -290,8 +305,10 @@ impl Slot<'_> {
         emit!(g, "div.u32 {row_in_tile}, {item}, {chunks};");
         emit!(g, "rem.u32 {chunk}, {item}, {chunks};");
         emit!(g, "mad.lo.u32 {base}, {chunk}, {CHUNK}, {first_column};");
-        emit!(g, "setp.ge.u32 {outside}, {base}, {};", bundle.columns);
-        emit!(g, "@{outside} bra {skip};");
+        if !bundle.has_whole_tiles() {
+            emit!(g, "setp.ge.u32 {outside}, {base}, {};", bundle.columns);
+            emit!(g, "@{outside} bra {skip};");
+        }
         emit!(g, "add.u32 {row}, {row0}, {row_in_tile};");
         self.find_scalars(g, row_in_tile, scratch);
         g.begin_row(row);
@@ -346,7 +363,9 @@ impl Slot<'_> {
         } else {
             let last = g.word();
             emit!(g, "add.u32 {last}, {first_column}, {};", bundle.tile_columns - 1);
-            emit!(g, "min.u32 {last}, {last}, {};", bundle.columns - 1);
+            if !bundle.has_whole_tiles() {
+                emit!(g, "min.u32 {last}, {last}, {};", bundle.columns - 1);
+            }
             let each = std::array::from_fn(|element| {
                 let index = g.word();
                 emit!(g, "add.u32 {index}, {base}, {element};");
@@ -372,7 +391,9 @@ impl Slot<'_> {
         }
         let end = g.word();
         emit!(g, "add.u32 {end}, {first_column}, {};", bundle.tile_columns);
-        emit!(g, "min.u32 {end}, {end}, {};", bundle.columns);
+        if !bundle.has_whole_tiles() {
+            emit!(g, "min.u32 {end}, {end}, {};", bundle.columns);
+        }
         Some(std::array::from_fn(|element| {
             let (index, valid) = (g.word(), g.code.register(Class::Predicate));
             emit!(g, "add.u32 {index}, {base}, {element};");
