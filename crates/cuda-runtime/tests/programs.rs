@@ -44,5 +44,5 @@ fn generated_code_computes_what_the_reference_does() {
             }
         }
     }
-    println!("{} groups, {kernels} kernels", cases.len());
+    allotrope_cuda_emulator::testing::tell(format_args!("{} groups, {kernels} generated kernels", cases.len()));
 }
