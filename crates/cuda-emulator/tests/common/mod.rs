@@ -9,6 +9,8 @@
     reason = "shared by tests that each use a part"
 )]
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use allotrope_cuda_emulator::machine::memory::{Memory, Region};
@@ -23,11 +25,56 @@ pub struct Bench {
     pub seed: u64,
     /// Sees every launch that went well.
     pub witness: Option<Witness>,
+    /// Sees every launch with laid out parameters that went well.
+    pub laid_out_witness: Option<LaidOutWitness>,
+    /// What memory holds, by its address, for a witness that compares it.
+    pub formats: BTreeMap<u64, Format>,
 }
 
 /// Sees a launch: the kernel, its shape and arguments, and for each pointer among them what its memory held before and
 /// after.
 pub type Witness = Box<dyn FnMut(&str, Shape, &[Argument], &[[Vec<u8>; 2]])>;
+
+/// What a kernel writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    F32,
+    F16,
+    Bf16,
+    E4m3,
+    /// Integers.
+    Word,
+}
+
+/// A launch with laid out parameters.
+pub struct Seen<'a> {
+    pub kernel: &'a str,
+    pub shape: Shape,
+    pub parameters: &'a [u8],
+    /// Memory that has its address among the parameters, at a multiple of eight: the address, and the bytes before and after.
+    pub memory: &'a [(u64, [Vec<u8>; 2])],
+    pub formats: &'a BTreeMap<u64, Format>,
+}
+
+impl Seen<'_> {
+    /// What was before in the memory whose address is at an offset of the parameters.
+    pub fn before(&self, offset: usize) -> &[u8] {
+        let wanted = u64::from_le_bytes(self.parameters[offset..offset + 8].try_into().unwrap());
+        let (_, [before, _]) = self.memory.iter().find(|(address, _)| *address == wanted).unwrap();
+        before
+    }
+}
+
+/// Sees a launch with laid out parameters.
+pub type LaidOutWitness = Box<dyn FnMut(&Seen<'_>)>;
+
+/// Makes a witness for a text.
+pub type Witnesses = Box<dyn FnMut(&str) -> LaidOutWitness>;
+
+thread_local! {
+    /// Where each bench of this thread gets its witness for laid out parameters.
+    pub static WITNESSES: RefCell<Option<Witnesses>> = const { RefCell::new(None) };
+}
 
 /// How a kernel is launched.
 #[derive(Clone, Copy)]
@@ -45,22 +92,16 @@ pub fn shape(blocks: u32, threads: u32) -> Shape {
 
 impl Bench {
     pub fn new(text: &str) -> Result<Self, Error> {
-        let mut bench = Self { memory: Memory::default(), kernels: Vec::new(), seed: seed(), witness: None };
-        bench.load(text)?;
-        Ok(bench)
-    }
-
-    /// Loads another text beside those that are there.
-    pub fn load(&mut self, text: &str) -> Result<(), Error> {
-        let memory = &mut self.memory;
+        let mut memory = Memory::default();
         let program = load(text, &mut |variable| {
             let region = memory.allocate(variable.bytes.max(1))?;
             region.write(region.address, &vec![0; variable.bytes as usize]);
             region.write(region.address, &variable.initial);
             Some(region.address)
         })?;
-        self.kernels.extend(program.kernels);
-        Ok(())
+        let laid_out_witness = WITNESSES.with_borrow_mut(|make| make.as_mut().map(|make| make(text)));
+        let (witness, formats) = (None, BTreeMap::new());
+        Ok(Self { memory, kernels: program.kernels, seed: seed(), witness, laid_out_witness, formats })
     }
 
     /// Memory with these bytes.
@@ -76,6 +117,11 @@ impl Bench {
 
     pub fn put_floats(&mut self, values: &[f32]) -> Arc<Region> {
         self.put(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    /// Says what a region holds, for a witness.
+    pub fn holds(&mut self, region: &Region, format: Format) {
+        self.formats.insert(region.address, format);
     }
 
     /// Memory that a kernel must write all of: it holds a NaN at first in every format.
@@ -132,7 +178,16 @@ impl Bench {
             check_uninitialized: true,
             host_threads: 2,
         };
-        run(&launch, &self.memory.view())
+        let Some(witness) = &mut self.laid_out_witness else { return run(&launch, &self.memory.view()) };
+        let words = launch.parameters.as_chunks::<8>().0.iter().map(|eight| u64::from_le_bytes(*eight));
+        let found = words.filter_map(|word| self.memory.find(word, 1).filter(|region| region.address == word));
+        let regions: BTreeMap<u64, Arc<Region>> = found.map(|region| (region.address, region)).collect();
+        let before: Vec<Vec<u8>> = regions.values().map(|region| bytes(region)).collect();
+        let counts = run(&launch, &self.memory.view())?;
+        let memory: Vec<(u64, [Vec<u8>; 2])> =
+            regions.iter().zip(before).map(|((address, region), before)| (*address, [before, bytes(region)])).collect();
+        witness(&Seen { kernel: name, shape, parameters: &launch.parameters, memory: &memory, formats: &self.formats });
+        Ok(counts)
     }
 }
 
