@@ -25,8 +25,8 @@ pub struct Bench {
     pub seed: u64,
     /// Sees every launch that went well.
     pub witness: Option<Witness>,
-    /// Sees every launch with laid out parameters that went well.
-    pub laid_out_witness: Option<LaidOutWitness>,
+    /// The text of each kernel.
+    texts: BTreeMap<String, Arc<str>>,
     /// What memory holds, by its address, for a witness that compares it.
     pub formats: BTreeMap<u64, Format>,
 }
@@ -48,6 +48,7 @@ pub enum Format {
 
 /// A launch with laid out parameters.
 pub struct Seen<'a> {
+    pub text: &'a str,
     pub kernel: &'a str,
     pub shape: Shape,
     pub parameters: &'a [u8],
@@ -68,12 +69,9 @@ impl Seen<'_> {
 /// Sees a launch with laid out parameters.
 pub type LaidOutWitness = Box<dyn FnMut(&Seen<'_>)>;
 
-/// Makes a witness for a text.
-pub type Witnesses = Box<dyn FnMut(&str) -> LaidOutWitness>;
-
 thread_local! {
-    /// Where each bench of this thread gets its witness for laid out parameters.
-    pub static WITNESSES: RefCell<Option<Witnesses>> = const { RefCell::new(None) };
+    /// Sees every launch with laid out parameters that goes well on this thread, of every bench.
+    pub static LAID_OUT_WITNESS: RefCell<Option<LaidOutWitness>> = const { RefCell::new(None) };
 }
 
 /// How a kernel is launched.
@@ -92,16 +90,25 @@ pub fn shape(blocks: u32, threads: u32) -> Shape {
 
 impl Bench {
     pub fn new(text: &str) -> Result<Self, Error> {
-        let mut memory = Memory::default();
+        let (memory, kernels, texts, formats) = Default::default();
+        let mut bench = Self { memory, kernels, seed: seed(), witness: None, texts, formats };
+        bench.load(text)?;
+        Ok(bench)
+    }
+
+    /// Loads another text beside those that are there.
+    pub fn load(&mut self, text: &str) -> Result<(), Error> {
+        let memory = &mut self.memory;
         let program = load(text, &mut |variable| {
             let region = memory.allocate(variable.bytes.max(1))?;
             region.write(region.address, &vec![0; variable.bytes as usize]);
             region.write(region.address, &variable.initial);
             Some(region.address)
         })?;
-        let laid_out_witness = WITNESSES.with_borrow_mut(|make| make.as_mut().map(|make| make(text)));
-        let (witness, formats) = (None, BTreeMap::new());
-        Ok(Self { memory, kernels: program.kernels, seed: seed(), witness, laid_out_witness, formats })
+        let text: Arc<str> = text.into();
+        self.texts.extend(program.kernels.iter().map(|kernel| (kernel.name.clone(), Arc::clone(&text))));
+        self.kernels.extend(program.kernels);
+        Ok(())
     }
 
     /// Memory with these bytes.
@@ -178,15 +185,21 @@ impl Bench {
             check_uninitialized: true,
             host_threads: 2,
         };
-        let Some(witness) = &mut self.laid_out_witness else { return run(&launch, &self.memory.view()) };
+        let is_seen = LAID_OUT_WITNESS.with_borrow(Option::is_some);
+        if !is_seen {
+            return run(&launch, &self.memory.view());
+        }
         let words = launch.parameters.as_chunks::<8>().0.iter().map(|eight| u64::from_le_bytes(*eight));
         let found = words.filter_map(|word| self.memory.find(word, 1).filter(|region| region.address == word));
         let regions: BTreeMap<u64, Arc<Region>> = found.map(|region| (region.address, region)).collect();
         let before: Vec<Vec<u8>> = regions.values().map(|region| bytes(region)).collect();
         let counts = run(&launch, &self.memory.view())?;
+        let after = regions.iter().map(|(address, region)| (*address, bytes(region)));
         let memory: Vec<(u64, [Vec<u8>; 2])> =
-            regions.iter().zip(before).map(|((address, region), before)| (*address, [before, bytes(region)])).collect();
-        witness(&Seen { kernel: name, shape, parameters: &launch.parameters, memory: &memory, formats: &self.formats });
+            before.into_iter().zip(after).map(|(before, (address, after))| (address, [before, after])).collect();
+        let (text, parameters) = (&self.texts[name], &launch.parameters);
+        let seen = Seen { text, kernel: name, shape, parameters, memory: &memory, formats: &self.formats };
+        LAID_OUT_WITNESS.with_borrow_mut(|witness| witness.iter_mut().for_each(|witness| witness(&seen)));
         Ok(counts)
     }
 }
