@@ -10,8 +10,12 @@
 
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "common/beside.rs"]
+mod beside;
 #[path = "../../cuda-emulator/tests/common/mod.rs"]
 mod common;
+#[path = "kernels/device.rs"]
+mod device;
 #[path = "kernels/elements.rs"]
 mod elements;
 #[path = "kernels/linear.rs"]

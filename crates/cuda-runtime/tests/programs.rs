@@ -10,10 +10,14 @@
 
 #[path = "programs/bench.rs"]
 mod bench;
+#[path = "common/beside.rs"]
+mod beside;
 #[path = "programs/cases.rs"]
 mod cases;
 #[path = "../../cuda-emulator/tests/common/mod.rs"]
 mod common;
+#[path = "programs/device.rs"]
+mod device;
 
 #[path = "programs/e4m3.rs"]
 mod e4m3;

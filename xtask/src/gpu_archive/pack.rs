@@ -20,10 +20,12 @@ const MOST_BYTES: u64 = 60_000_000;
 const SCRIPT: &str = include_str!("run.sh");
 
 /// Tests that run on a GPU: the package, the test, and its name in the archive.
-const TESTS: [(&str, &str, &str); 3] = [
+const TESTS: [(&str, &str, &str); 5] = [
     ("allotrope-cuda-runtime", "conformance", "test-conformance"),
     ("allotrope-tests", "cuda", "test-levels"),
     ("allotrope-cuda-emulator", "gpu", "test-ptx"),
+    ("allotrope-cuda-runtime", "kernels", "test-kernels"),
+    ("allotrope-cuda-runtime", "programs", "test-programs"),
 ];
 
 /// Programs: the package and the program.
@@ -115,11 +117,13 @@ fn artifacts(messages: &str) -> BTreeMap<String, PathBuf> {
     let of = |artifact: Value| -> Vec<(String, PathBuf)> {
         let text = |pointer: &str| artifact.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let (kind, name) = (text("/target/kind/0"), text("/target/name"));
+        let is_of = |package: &str| text("/package_id").contains(&format!("#{package}@"));
         let files = artifact.get("filenames").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
         let library = files.filter(|file| file.ends_with(EMULATOR)).map(|file| (EMULATOR.to_owned(), file.into()));
         let found = match kind {
             "bin" => PROGRAMS.iter().find(|(_, program)| *program == name).map(|_| name),
-            "test" => TESTS.iter().find(|(_, test, _)| *test == name).map(|(_, _, name)| *name),
+            // Several packages may have tests of one name, and cargo builds them all.
+            "test" => TESTS.iter().find(|(package, test, _)| *test == name && is_of(package)).map(|(_, _, name)| *name),
             _ => None,
         };
         let executable = found.filter(|_| !text("/executable").is_empty());
@@ -166,14 +170,20 @@ mod tests {
 
     #[test]
     fn what_was_built_is_found_in_cargos_messages() {
-        let messages = r#"{"reason":"compiler-artifact","target":{"kind":["test"],"name":"gpu"},"executable":"/t/gpu-1","filenames":["/t/gpu-1"]}
+        let messages = r#"{"reason":"compiler-artifact","package_id":"path+file:///crates/cuda-emulator#allotrope-cuda-emulator@0.1.0","target":{"kind":["test"],"name":"gpu"},"executable":"/t/gpu-1","filenames":["/t/gpu-1"]}
+{"reason":"compiler-artifact","package_id":"path+file:///crates/cuda-runtime#allotrope-cuda-runtime@0.1.0","target":{"kind":["test"],"name":"kernels"},"executable":"/t/kernels-1","filenames":["/t/kernels-1"]}
+{"reason":"compiler-artifact","package_id":"path+file:///crates/cuda-emulator#allotrope-cuda-emulator@0.1.0","target":{"kind":["test"],"name":"kernels"},"executable":"/t/kernels-2","filenames":["/t/kernels-2"]}
 {"reason":"compiler-artifact","target":{"kind":["bin"],"name":"other"},"executable":"/t/other","filenames":[]}
 {"reason":"compiler-artifact","target":{"kind":["cdylib","rlib"],"name":"x"},"executable":null,"filenames":["/t/liballotrope_cuda_emulator.so"]}
 no json
 {"reason":"compiler-artifact","target":{"kind":["bin"],"name":"xtask"},"executable":"/t/xtask","filenames":[]}"#;
         let found: Vec<(String, PathBuf)> = artifacts(messages).into_iter().collect();
-        let expected =
-            [(EMULATOR, "/t/liballotrope_cuda_emulator.so"), ("test-ptx", "/t/gpu-1"), ("xtask", "/t/xtask")];
+        let expected = [
+            (EMULATOR, "/t/liballotrope_cuda_emulator.so"),
+            ("test-kernels", "/t/kernels-1"),
+            ("test-ptx", "/t/gpu-1"),
+            ("xtask", "/t/xtask"),
+        ];
         assert_eq!(found, expected.map(|(name, path)| (name.to_owned(), PathBuf::from(path))));
     }
 

@@ -9,6 +9,8 @@
     reason = "shared by tests that each use a part"
 )]
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use allotrope_cuda_emulator::machine::memory::{Memory, Region};
@@ -23,11 +25,54 @@ pub struct Bench {
     pub seed: u64,
     /// Sees every launch that went well.
     pub witness: Option<Witness>,
+    /// The text of each kernel.
+    texts: BTreeMap<String, Arc<str>>,
+    /// What memory holds, by its address, for a witness that compares it.
+    pub formats: BTreeMap<u64, Format>,
 }
 
 /// Sees a launch: the kernel, its shape and arguments, and for each pointer among them what its memory held before and
 /// after.
 pub type Witness = Box<dyn FnMut(&str, Shape, &[Argument], &[[Vec<u8>; 2]])>;
+
+/// What a kernel writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    F32,
+    F16,
+    Bf16,
+    E4m3,
+    /// Integers.
+    Word,
+}
+
+/// A launch with laid out parameters.
+pub struct Seen<'a> {
+    pub text: &'a str,
+    pub kernel: &'a str,
+    pub shape: Shape,
+    pub parameters: &'a [u8],
+    /// Memory that has its address among the parameters, at a multiple of eight: the address, and the bytes before and after.
+    pub memory: &'a [(u64, [Vec<u8>; 2])],
+    pub formats: &'a BTreeMap<u64, Format>,
+}
+
+impl Seen<'_> {
+    /// What was before in the memory whose address is at an offset of the parameters.
+    pub fn before(&self, offset: usize) -> &[u8] {
+        let wanted = u64::from_le_bytes(self.parameters[offset..offset + 8].try_into().unwrap());
+        let (_, [before, _]) = self.memory.iter().find(|(address, _)| *address == wanted).unwrap();
+        before
+    }
+}
+
+/// Sees a launch with laid out parameters.
+pub type LaidOutWitness = Box<dyn FnMut(&Seen<'_>)>;
+
+thread_local! {
+    /// Sees every launch with laid out parameters that goes well on this thread, of every bench.
+    pub static LAID_OUT_WITNESS: RefCell<Option<LaidOutWitness>> = const { RefCell::new(None) };
+}
 
 /// How a kernel is launched.
 #[derive(Clone, Copy)]
@@ -45,7 +90,8 @@ pub fn shape(blocks: u32, threads: u32) -> Shape {
 
 impl Bench {
     pub fn new(text: &str) -> Result<Self, Error> {
-        let mut bench = Self { memory: Memory::default(), kernels: Vec::new(), seed: seed(), witness: None };
+        let (memory, kernels, texts, formats) = Default::default();
+        let mut bench = Self { memory, kernels, seed: seed(), witness: None, texts, formats };
         bench.load(text)?;
         Ok(bench)
     }
@@ -59,6 +105,8 @@ impl Bench {
             region.write(region.address, &variable.initial);
             Some(region.address)
         })?;
+        let text: Arc<str> = text.into();
+        self.texts.extend(program.kernels.iter().map(|kernel| (kernel.name.clone(), Arc::clone(&text))));
         self.kernels.extend(program.kernels);
         Ok(())
     }
@@ -76,6 +124,11 @@ impl Bench {
 
     pub fn put_floats(&mut self, values: &[f32]) -> Arc<Region> {
         self.put(&values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>())
+    }
+
+    /// Says what a region holds, for a witness.
+    pub fn holds(&mut self, region: &Region, format: Format) {
+        self.formats.insert(region.address, format);
     }
 
     /// Memory that a kernel must write all of: it holds a NaN at first in every format.
@@ -132,7 +185,22 @@ impl Bench {
             check_uninitialized: true,
             host_threads: 2,
         };
-        run(&launch, &self.memory.view())
+        let is_seen = LAID_OUT_WITNESS.with_borrow(Option::is_some);
+        if !is_seen {
+            return run(&launch, &self.memory.view());
+        }
+        let words = launch.parameters.as_chunks::<8>().0.iter().map(|eight| u64::from_le_bytes(*eight));
+        let found = words.filter_map(|word| self.memory.find(word, 1).filter(|region| region.address == word));
+        let regions: BTreeMap<u64, Arc<Region>> = found.map(|region| (region.address, region)).collect();
+        let before: Vec<Vec<u8>> = regions.values().map(|region| bytes(region)).collect();
+        let counts = run(&launch, &self.memory.view())?;
+        let after = regions.iter().map(|(address, region)| (*address, bytes(region)));
+        let memory: Vec<(u64, [Vec<u8>; 2])> =
+            before.into_iter().zip(after).map(|(before, (address, after))| (address, [before, after])).collect();
+        let (text, parameters) = (&self.texts[name], &launch.parameters);
+        let seen = Seen { text, kernel: name, shape, parameters, memory: &memory, formats: &self.formats };
+        LAID_OUT_WITNESS.with_borrow_mut(|witness| witness.iter_mut().for_each(|witness| witness(&seen)));
+        Ok(counts)
     }
 }
 

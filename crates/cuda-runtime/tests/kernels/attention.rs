@@ -124,6 +124,7 @@ impl Case {
         let tables = bench.put_words(&tables);
         let columns = self.columns();
         let output = bench.poisoned((tokens + 2) * columns * self.output.bytes());
+        bench.holds(&output, self.output.format());
         let width = self.group * self.head_dim;
         let tile = 4 * (width + 32 * (self.head_dim | 1) + 35 * self.group + 32);
         let mut parameters = Parameters::default().address(&sizes).address(&queries).address(&keys).address(&values);

@@ -4,7 +4,7 @@ use allotrope_cuda_emulator::machine::Random;
 use allotrope_graph::numerics::{e4m3_to_f32, f32_to_e4m3};
 use half::{bf16, f16};
 
-use super::common::uniform;
+use super::common::{Format, uniform};
 
 /// An element type, with its code in parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,15 @@ impl Element {
     pub(crate) fn of(kernel: &str) -> Self {
         let named = [("e4m3", E4m3), ("bf16", Bf16), ("f16", F16), ("f32", F32)];
         named.into_iter().find(|(name, _)| kernel.contains(name)).expect("a kernel is named after its type").1
+    }
+
+    pub(crate) fn format(self) -> Format {
+        match self {
+            F32 => Format::F32,
+            F16 => Format::F16,
+            Bf16 => Format::Bf16,
+            E4m3 => Format::E4m3,
+        }
     }
 
     pub(crate) fn bytes(self) -> usize {

@@ -192,6 +192,7 @@ impl Case {
         for (number, product) in self.products.iter().enumerate() {
             let weight = bench.put(&element.encode_all(&product.w));
             let output = bench.poisoned((product.rows() + 1) * product.columns * product.output.bytes());
+            bench.holds(&output, product.output.format());
             operands = operands.address(&weight);
             // Where slots make the inputs, each has a number.
             operands = match makes_inputs {

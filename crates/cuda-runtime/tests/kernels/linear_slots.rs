@@ -2,7 +2,7 @@
 
 use allotrope_cuda_emulator::machine::Random;
 
-use super::common::{Bench, floats};
+use super::common::{Bench, Format, floats};
 use super::elements::Element;
 use super::linear::{Case, resources};
 use super::{texts, untouched};
@@ -150,7 +150,9 @@ pub(crate) fn check(text: &str, kernel: &str) -> Result<(), String> {
     let mut bench = Bench::new(&text).map_err(|error| error.to_string())?;
     let mut pointers = vec![bench.put_words(&list)];
     for columns in &gather.widths {
-        pointers.push(bench.poisoned((rows + 1) * columns * 4));
+        let out = bench.poisoned((rows + 1) * columns * 4);
+        bench.holds(&out, Format::F32);
+        pointers.push(out);
     }
     for product in &mut case.products {
         let stride = product.inner.next_multiple_of(8);

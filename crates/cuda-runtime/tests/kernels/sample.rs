@@ -2,7 +2,7 @@
 
 use allotrope_cuda_emulator::machine::Random;
 
-use super::common::{Bench, words};
+use super::common::{Bench, Format, Seen, words};
 use super::elements::between;
 use super::{Parameters, launch, sizes, texts};
 
@@ -21,6 +21,7 @@ fn run(bench: &mut Bench, kernel: &str, logits: &[f32], rows: &[Row]) -> Result<
     let sizes = sizes(bench, 2, count);
     let logits = bench.put_floats(logits);
     let tokens = bench.put_words(&vec![POISON; count + 2]);
+    bench.holds(&tokens, Format::Word);
     let mut parameters = Parameters::default().address(&sizes).address(&logits).address(&tokens);
     let mut length = 32;
     if kernel == "sample_f32" {
@@ -115,6 +116,27 @@ fn score(row: Row, logits: &[f32], token: usize) -> f64 {
     let word = philox(counter, [row.seed as u32, (row.seed >> 32) as u32])[token % 4];
     let uniform = (f64::from(word) + 0.5) / 2f64.powi(32);
     f64::from(logits[token]) / f64::from(row.temperature) - (-(-uniform).ln_1p()).ln()
+}
+
+/// Whether two tokens of a row are as good as equally likely to be drawn, so that the last bit of a logarithm decides.
+pub(crate) fn tie(seen: &Seen<'_>, row: usize, tokens: [u32; 2]) -> bool {
+    if seen.kernel != "sample_f32" {
+        return false;
+    }
+    let vocabulary = u32::from_le_bytes(seen.parameters[32..36].try_into().unwrap()) as usize;
+    let laid_out = &seen.before(24)[row * 24..][..24];
+    let logits: Vec<f32> = seen.before(8).as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
+    let row_of_logits = &logits[row * vocabulary..][..vocabulary];
+    let row = Row {
+        temperature: f32::from_le_bytes(laid_out[..4].try_into().unwrap()),
+        seed: u64::from_le_bytes(laid_out[8..16].try_into().unwrap()),
+        counter: u64::from_le_bytes(laid_out[16..].try_into().unwrap()),
+    };
+    if !(row.temperature > 0.0) || tokens.iter().any(|token| *token as usize >= vocabulary) {
+        return false;
+    }
+    let [a, b] = tokens.map(|token| score(row, row_of_logits, token as usize));
+    (a - b).abs() <= 1e-4
 }
 
 pub(crate) fn check_sample(text: &str, kernel: &str) -> Result<(), String> {

@@ -5,10 +5,14 @@ use allotrope_cuda_runtime::bundle::{Bundle, entry};
 /// The targets that PTX is compiled for.
 pub(crate) const TARGETS: [&str; 2] = ["sm_80", "sm_90a"];
 
+/// The compute capability that a target is for.
+pub(crate) fn capability(target: &str) -> (u32, u32) {
+    if target == "sm_80" { (8, 0) } else { (9, 0) }
+}
+
 /// The PTX of a source file.
 pub(crate) fn file(source: &str, target: &str) -> String {
-    let capability = if target == "sm_80" { (8, 0) } else { (9, 0) };
-    let text = Bundle::embedded().unwrap().ptx(source, capability).unwrap();
+    let text = Bundle::embedded().unwrap().ptx(source, capability(target)).unwrap();
     assert!(text.contains(&format!(".target {target}\n")), "{source} for {target}");
     text
 }

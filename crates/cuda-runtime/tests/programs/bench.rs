@@ -13,7 +13,7 @@ use allotrope_runtime::conformance::{ChaCha8Rng, Weights};
 use rand::SeedableRng;
 
 use super::cases::Case;
-use super::common::{Bench, Shape, bytes};
+use super::common::{Bench, Format, Shape, bytes};
 
 /// Tokens in a block of the KV cache, and its blocks.
 const BLOCK_SIZE: usize = 4;
@@ -164,7 +164,25 @@ impl<'a> Step<'a> {
             },
             Pointer::Nothing | Pointer::Constant(_) => return Err(format!("{pointer:?} has no memory")),
         };
-        Ok(bench.put(&content))
+        let region = bench.put(&content);
+        if let Some(dtype) = self.written(pointer) {
+            bench.holds(&region, format(dtype));
+        }
+        Ok(region)
+    }
+
+    /// The type of what a launch writes.
+    fn written(&self, pointer: &Pointer) -> Option<DType> {
+        match pointer {
+            Pointer::Keys { layer } | Pointer::Values { layer } if self.writes_cache() => {
+                caches(self.graph()).nth(*layer).map(|cache| cache.dtype)
+            }
+            Pointer::Value(value) => match &self.graph().value(*value).definition {
+                Definition::Op(op) if self.ops().contains(op) => Some(self.size(*value).0),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 
     fn size(&self, value: ValueId) -> (DType, usize) {
@@ -211,6 +229,16 @@ impl<'a> Step<'a> {
             return Err(format!("byte {at} behind the {} live ones was written", live.len()));
         }
         near(dtype, &numerics::decode(dtype, live), &expected, self.case.exact)
+    }
+}
+
+fn format(dtype: DType) -> Format {
+    match dtype {
+        DType::F32 => Format::F32,
+        DType::F16 => Format::F16,
+        DType::Bf16 => Format::Bf16,
+        DType::F8E4M3 => Format::E4m3,
+        DType::I32 => Format::Word,
     }
 }
 
