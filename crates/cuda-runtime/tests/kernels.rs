@@ -28,6 +28,8 @@ mod mutants;
 mod sample;
 #[path = "kernels/texts.rs"]
 mod texts;
+#[path = "common/waits.rs"]
+mod waits;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -105,6 +107,14 @@ fn every_marker_comes_out_once_and_hands_over_registers_of_its_own() {
                 assert_eq!(found, markers, "{kernel} for {target}");
             }
         }
+    }
+}
+
+#[test]
+fn every_kernel_for_9_0_waits_for_the_launches_before_it() {
+    for (kernel, file, _) in cases() {
+        waits::waits_first(&texts::kernel(file, "sm_90a", &kernel))
+            .unwrap_or_else(|problem| panic!("{kernel}: {problem}"));
     }
 }
 

@@ -18,13 +18,14 @@ mod cases;
 mod common;
 #[path = "programs/device.rs"]
 mod device;
-
 #[path = "programs/e4m3.rs"]
 mod e4m3;
 #[path = "programs/layers.rs"]
 mod layers;
 #[path = "programs/mutants.rs"]
 mod mutants;
+#[path = "common/waits.rs"]
+mod waits;
 
 use allotrope_cuda_runtime::lower::Templates;
 use bench::{Step, generate};
@@ -49,4 +50,15 @@ fn generated_code_computes_what_the_reference_does() {
         }
     }
     allotrope_cuda_emulator::testing::tell(format_args!("{} groups, {kernels} generated kernels", cases.len()));
+}
+
+#[test]
+fn generated_code_for_9_0_waits_for_the_launches_before_it() {
+    let templates = Templates::embedded((9, 0)).unwrap();
+    for case in cases() {
+        for kernel in generate(&case, &templates).kernels.iter().flatten() {
+            let problem = |problem| panic!("{}: {problem}\n{}", case.name, kernel.text);
+            waits::waits_first(&kernel.text).unwrap_or_else(problem);
+        }
+    }
 }

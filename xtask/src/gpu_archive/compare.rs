@@ -18,7 +18,7 @@ pub(super) struct Options {
     /// Levels to compare; the bits of the first are expected of all
     #[arg(long, value_name = "LEVELS", value_delimiter = ',', default_value = "0,1,2,3")]
     levels: Vec<OptimizationLevel>,
-    /// Lengths of the prompts, in tokens
+    /// Lengths of the prompts, in tokens; less where the context does not hold so many
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,17,48")]
     prompts: Vec<u32>,
     /// Tokens that each is continued with
@@ -34,7 +34,11 @@ pub(super) fn run(options: &Options) -> Result<(), TaskError> {
     let subject = &options.subject;
     let checkpoint = Checkpoint::open(&subject.model).map_err(message)?;
     let vocabulary = u32::try_from(checkpoint.config().vocab_size).map_err(message)?;
-    let prompts: Vec<Vec<u32>> = options.prompts.iter().map(|length| prompt(*length, vocabulary)).collect();
+    // A prompt that the context does not hold is as long as it can be.
+    let longest = checkpoint.config().max_position_embeddings.saturating_sub(options.new_tokens).max(1);
+    let longest = u32::try_from(longest).unwrap_or(u32::MAX);
+    let lengths = options.prompts.iter().map(|length| (*length).min(longest));
+    let prompts: Vec<Vec<u32>> = lengths.map(|length| prompt(length, vocabulary)).collect();
     let mut device = String::new();
     let mut logits = |builder: LlmBuilder| -> Result<Vec<TokenLogits>, TaskError> {
         let mut llm = builder.build().map_err(message)?;

@@ -145,7 +145,7 @@ measure_once() {
 wanted machine && describe >>"$log" 2>&1
 wanted machine && part 'a question to tiny-chat' 60 env XDG_CACHE_HOME="$scratch" "$here/bin/allotrope" generate --device cuda -O2 \
     --model "$here/tests/models/tiny-chat" 'What is 7 + 8?'
-wanted conformance && on_device conformance 150 test-conformance
+wanted conformance && on_device conformance 300 test-conformance
 wanted ptx && on_device 'the same PTX as on the emulator' 60 test-ptx --ignored --nocapture
 wanted ptx && on_device 'kernels as on the emulator' 90 test-kernels --nocapture --exact device::kernels_give_the_same_on_the_device
 wanted ptx && on_device 'generated code as on the emulator' 90 test-programs --nocapture --exact \

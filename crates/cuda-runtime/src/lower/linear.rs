@@ -28,6 +28,9 @@ const LARGE_ROWS: usize = 64;
 /// Batches of up to so many rows run with the small tile: several of those read the weights once for each.
 const MOST_SMALL_ROWS: usize = 32;
 
+/// The same where the blocks of the small tile make their inputs themselves, each for all its rows.
+const MOST_STAGED_ROWS: usize = 16;
+
 /// The element types as the kernels count them.
 pub(super) fn type_code(dtype: DType) -> u32 {
     match dtype {
@@ -295,14 +298,14 @@ pub(super) fn variants(
         let products = launch(graph, &parts, rows, Kernel { form: of_memory, tensor_cores, rows: tile_rows })?;
         Ok::<_, String>(before().into_iter().chain([products]).collect::<Vec<_>>())
     };
+    let staged = || launch(graph, &parts, rows, Kernel { form: Form::Slots, tensor_cores, rows: SMALL_ROWS });
     let small = match parts.prologue.is_empty() {
-        true => of_memory(SMALL_ROWS)?,
-        false => match launch(graph, &parts, rows, Kernel { form: Form::Slots, tensor_cores, rows: SMALL_ROWS }) {
-            Ok(staged) => vec![staged],
-            Err(_) => of_memory(SMALL_ROWS)?,
+        true => Variant { most_rows: MOST_SMALL_ROWS, launches: of_memory(SMALL_ROWS)? },
+        false => match staged() {
+            Ok(staged) => one(MOST_STAGED_ROWS, staged),
+            Err(_) => Variant { most_rows: MOST_SMALL_ROWS, launches: of_memory(SMALL_ROWS)? },
         },
     };
-    let small = Variant { most_rows: MOST_SMALL_ROWS, launches: small };
     Ok(match of_memory(LARGE_ROWS) {
         Ok(launches) => vec![small, Variant { most_rows: usize::MAX, launches }],
         Err(_) => vec![Variant { most_rows: usize::MAX, ..small }],

@@ -88,18 +88,19 @@ fn excuse(kernel: &str, mutant: &Mutant, lines: &[&str]) -> Option<&'static str>
 fn mutants_are_found() {
     let (mut kernels, mut found, mut missed) = (0, 0, Vec::new());
     let mut harmless: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for (kernel, file, check) in cases() {
-        let text = texts::kernel(file, "sm_80", &kernel);
+    let cases = cases();
+    for ((kernel, file, check), target) in cases.iter().flat_map(|case| texts::TARGETS.map(|target| (case, target))) {
+        let text = texts::kernel(file, target, kernel);
         let lines: Vec<&str> = text.lines().collect();
         let mut numbers = HashMap::new();
         for mutant in mutants(&text) {
             let number = numbers.entry(mutant.what).or_insert(0usize);
             *number += 1;
-            let name = format!("{kernel}: {} {number}", mutant.what);
+            let name = format!("{kernel} for {target}: {} {number}", mutant.what);
             // A schedule or a size may hide a mistake, so each has several; fewer if it is known to do no harm.
-            let excuse = excuse(&kernel, &mutant, &lines);
+            let excuse = excuse(kernel, &mutant, &lines);
             let tries = if excuse.is_some() { 1 } else { 40 };
-            if (0..tries).any(|_| check(&mutant.text, &kernel).is_err()) {
+            if (0..tries).any(|_| check(&mutant.text, kernel).is_err()) {
                 found += 1;
             } else if let Some(reason) = excuse {
                 harmless.entry(reason).or_default().push(name);
@@ -110,7 +111,9 @@ fn mutants_are_found() {
         kernels += 1;
     }
     let count: usize = harmless.values().map(Vec::len).sum();
-    allotrope_cuda_emulator::testing::tell(format_args!("{kernels} kernels: {found} mutants found, {count} harmless"));
+    allotrope_cuda_emulator::testing::tell(format_args!(
+        "{kernels} kernels' texts: {found} mutants found, {count} harmless"
+    ));
     for (reason, mutants) in &harmless {
         println!("{reason}:\n    {}", mutants.join("\n    "));
     }
