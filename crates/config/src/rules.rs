@@ -397,7 +397,7 @@ fn no_room(resolution: &Resolution<'_>, cache: Option<String>) -> SettingsError 
     let (because, instead) = match cache {
         None => (format!("its weights take {weights}, and {free}"), "free some of its memory".to_owned()),
         Some(cache) => (
-            format!("its weights take {weights}, {cache}, and {free}, a tenth of it for activations and recordings"),
+            format!("its weights take {weights}, {cache}, and {free}"),
             "free some of its memory, or write a smaller model.max_model_len or cache.block_size".to_owned(),
         ),
     };
@@ -425,7 +425,9 @@ pub(crate) fn kv_cache_memory_default(resolution: &Resolution<'_>) -> Result<Cho
     let (least, most) = if said.is_some() { (length, available) } else { (length.min(LEAST_DEFAULT_CONTEXT), share) };
     if dedicated && bytes_of(least) > most {
         let takes = show_bytes(bytes_of(least));
-        return Err(no_room(resolution, Some(format!("the KV cache of one sequence of {least} tokens {takes}"))));
+        let beside = if said.is_some() { "" } else { ", activations and recordings a tenth of the free memory" };
+        let cache = format!("the KV cache of one sequence of {least} tokens {takes}{beside}");
+        return Err(no_room(resolution, Some(cache)));
     }
     let every = one.saturating_mul(saturating_product(&[sequences]));
     Ok(if every <= share {
