@@ -18,7 +18,7 @@ impl SettingsError {
 
     /// Whether the program should exit with status 2: what was said is wrong, as opposed to a failure while reading it.
     pub fn is_usage(&self) -> bool {
-        !matches!(*self.0, Problem::Unreadable { .. } | Problem::Internal { .. })
+        !matches!(*self.0, Problem::Unreadable { .. } | Problem::NoRoom { .. } | Problem::Internal { .. })
     }
 }
 
@@ -66,6 +66,18 @@ pub enum Problem {
         /// What stands against it, with its own source where it is a setting.
         because: String,
         /// What to write instead.
+        instead: String,
+    },
+    /// The model does not fit the device's own memory, and nobody's setting is to blame: another device may run it.
+    #[error("{model} does not fit {device}: {because}; {instead}")]
+    NoRoom {
+        /// The model's name.
+        model: String,
+        /// The device's name.
+        device: String,
+        /// What takes how much of what is free.
+        because: String,
+        /// What to do to have it fit.
         instead: String,
     },
     /// A settings file is not valid TOML, or is not something that a settings file may be.

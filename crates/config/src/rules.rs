@@ -18,6 +18,10 @@ use crate::source::{Resolved, Source};
 /// The most memory that the KV cache has by default.
 const MOST_DEFAULT_KV_CACHE: u64 = 4 << 30;
 
+/// Tokens of one sequence, or all of a shorter context, that a device with memory of its own must have room for where nobody
+/// asks for a context: with fewer, hardly a question can be answered.
+const LEAST_DEFAULT_CONTEXT: usize = 2048;
+
 /// The most memory that the KV cache may be given.
 pub(crate) const MOST_KV_CACHE: u64 = 1 << 50;
 
@@ -385,10 +389,29 @@ fn share(resolution: &Resolution<'_>) -> (u64, String) {
     (share, format!("a quarter of {} available", show_bytes(available)))
 }
 
+/// The model does not fit a device with memory of its own; `cache` is what of the KV cache there must be room for.
+fn no_room(resolution: &Resolution<'_>, cache: Option<String>) -> SettingsError {
+    let (model, device) = (resolution.model(), resolution.device());
+    let weights = show_bytes(model.weight_bytes);
+    let free = format!("{} are free", show_bytes(device.available_memory));
+    let (because, instead) = match cache {
+        None => (format!("its weights take {weights}, and {free}"), "free some of its memory".to_owned()),
+        Some(cache) => (
+            format!("its weights take {weights}, {cache}, and {free}"),
+            "free some of its memory, or write a smaller model.max_model_len or cache.block_size".to_owned(),
+        ),
+    };
+    Problem::NoRoom { model: model.name.clone(), device: device.name.clone(), because, instead }.into()
+}
+
 pub(crate) fn kv_cache_memory_default(resolution: &Resolution<'_>) -> Result<Choice<u64>, SettingsError> {
     let available = room(resolution);
     let (share, share_reason) = share(resolution);
     let by_share = Choice::because(share, share_reason).from(Source::Device);
+    let dedicated = resolution.device().dedicated_memory;
+    if dedicated && resolution.device().available_memory <= resolution.model().weight_bytes {
+        return Err(no_room(resolution, None));
+    }
     let Some(block) = block_bytes(resolution)? else {
         return Ok(by_share);
     };
@@ -396,7 +419,16 @@ pub(crate) fn kv_cache_memory_default(resolution: &Resolution<'_>) -> Result<Cho
     let sequences = resolution.settle(&MAX_NUM_SEQS)?.value;
     let said = resolution.said(&MAX_MODEL_LEN)?;
     let length = said.as_ref().map_or_else(|| context_length(resolution), |(length, _)| *length);
-    let one = saturating_product(&[length.div_ceil(block_size)]).saturating_mul(block).max(block);
+    let bytes_of = |tokens: usize| saturating_product(&[tokens.div_ceil(block_size)]).saturating_mul(block).max(block);
+    let one = bytes_of(length);
+    // A person who asks for a context may have it of all that is free.
+    let (least, most) = if said.is_some() { (length, available) } else { (length.min(LEAST_DEFAULT_CONTEXT), share) };
+    if dedicated && bytes_of(least) > most {
+        let takes = show_bytes(bytes_of(least));
+        let beside = if said.is_some() { "" } else { ", activations and recordings a tenth of the free memory" };
+        let cache = format!("the KV cache of one sequence of {least} tokens {takes}{beside}");
+        return Err(no_room(resolution, Some(cache)));
+    }
     let every = one.saturating_mul(saturating_product(&[sequences]));
     Ok(if every <= share {
         let reason = format!("all that {sequences} sequences of {length} tokens take");
@@ -415,6 +447,11 @@ pub(crate) fn kv_cache_memory_limit(memory: &u64, resolution: &Resolution<'_>) -
     let room = room(resolution);
     let available = room.min(MOST_KV_CACHE);
     let beside = if device.dedicated_memory { " beside the weights" } else { "" };
+    let block_fits = block.is_none_or(|block| block <= available);
+    if device.dedicated_memory && (room == 0 || !block_fits) {
+        let takes = block.filter(|_| room > 0).map(show_bytes);
+        return Err(no_room(resolution, takes.map(|bytes| format!("one block of the KV cache {bytes}"))));
+    }
     let has = format!("{} has {} available{beside}", device.name, show_bytes(room));
     if let Some(block) = block.filter(|block| *block > available) {
         // There is nothing to lower the value to.

@@ -36,7 +36,8 @@ settings_group! {
         }
         /// The device that runs the model: `auto`, `cpu` or `cuda`.
         ///
-        /// `auto` is the first GPU where there is one that CUDA can use, else the CPU; the reason says which, and why no GPU.
+        /// `auto` is the first GPU where there is one that CUDA can use and that the model fits, else the CPU; the reason says
+        /// which, and why no GPU. One GPU runs the model: of several, the first visible one; `CUDA_VISIBLE_DEVICES` chooses another.
         device: DeviceChoice = DEVICE {
             kind: choice(),
             default: Rule::Constant(DeviceChoice::Auto),

@@ -4,8 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use allotrope_config::environment::Environment;
-use allotrope_config::{DeviceChoice, DeviceFacts, ModelFacts, Options, Settings, device_choice, resolve};
+use allotrope_config::{
+    DeviceChoice, DeviceFacts, ModelFacts, Options, Problem, Resolved, Settings, device_choice, resolve,
+};
 use allotrope_cpu_runtime::{CpuDevice, CpuKernel, CpuRecorder, CpuRecording, Isa};
+use allotrope_cuda_runtime::driver::probe;
 use allotrope_cuda_runtime::{CudaDevice, CudaKernel, CudaOptions, CudaRecorder, CudaRecording};
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
@@ -30,23 +33,79 @@ pub(crate) struct Opened {
 /// If a device that was asked for can't be had, or a setting can't.
 pub(crate) fn open(options: &Options, model: &ModelFacts, ledger: &mut StartupLedger) -> Result<Opened, EngineError> {
     let choice = ledger.phase("resolve settings", || device_choice(options))?;
-    let mut reason = None;
-    if choice.value != DeviceChoice::Cpu {
-        match open_cuda(options, model, ledger)? {
-            Ok(mut opened) => {
-                let reason = (choice.value == DeviceChoice::Auto).then(|| format!("{} runs the model", opened.name));
-                opened.settings.device.reason = reason;
-                return Ok(opened);
-            }
-            Err(error) if choice.value == DeviceChoice::Cuda => {
-                return Err(EngineError::NoDevice { device: choice.value, origin: choice.source.to_string(), error });
-            }
-            Err(error) => {
-                tracing::info!("the CPU runs the model, as no GPU can be used: {error}");
-                reason = Some(format!("the CPU runs the model, as no GPU can be used: {error}"));
-            }
+    if choice.value == DeviceChoice::Cpu {
+        return open_cpu(options, model, None, ledger);
+    }
+    match open_cuda(options, model, ledger)? {
+        Ok(mut opened) => {
+            let reason = (choice.value == DeviceChoice::Auto).then(|| format!("{} runs the model", opened.name));
+            opened.settings.device.reason = reason;
+            Ok(opened)
+        }
+        Err(refusal) => instead_of_cuda(&choice, refusal, options, model, ledger),
+    }
+}
+
+/// Opens the CPU where `device` is `auto` and the GPU that was opened refuses the model with `error`.
+///
+/// # Errors
+/// If a GPU was asked for, or it is the CPU that refuses the model; otherwise as [`open`].
+pub(crate) fn open_another(
+    refused: Opened,
+    error: DeviceError,
+    options: &Options,
+    model: &ModelFacts,
+    ledger: &mut StartupLedger,
+) -> Result<Opened, EngineError> {
+    let Opened { device, settings, .. } = refused;
+    match device {
+        AnyDevice::Cpu(_) => Err(error.into()),
+        AnyDevice::Cuda(_) => {
+            instead_of_cuda(&settings.device, Refusal { error, is_absence: false }, options, model, ledger)
         }
     }
+}
+
+/// Why no GPU runs the model.
+struct Refusal {
+    error: DeviceError,
+    /// Whether there is just none, which nobody needs to be told who did not ask for one.
+    is_absence: bool,
+}
+
+impl From<DeviceError> for Refusal {
+    fn from(error: DeviceError) -> Self {
+        Self { error, is_absence: false }
+    }
+}
+
+/// The CPU, if that will do.
+fn instead_of_cuda(
+    choice: &Resolved<DeviceChoice>,
+    Refusal { error, is_absence }: Refusal,
+    options: &Options,
+    model: &ModelFacts,
+    ledger: &mut StartupLedger,
+) -> Result<Opened, EngineError> {
+    if choice.value == DeviceChoice::Cuda {
+        return Err(EngineError::NoDevice { device: choice.value, origin: choice.source.to_string(), error });
+    }
+    let reason = format!("the CPU runs the model, as no GPU can be used: {error}");
+    if is_absence {
+        tracing::info!("{reason}");
+    } else {
+        tracing::warn!("{reason}");
+    }
+    open_cpu(options, model, Some(reason), ledger)
+}
+
+/// Opens the CPU, for a reason if nobody asked for it.
+fn open_cpu(
+    options: &Options,
+    model: &ModelFacts,
+    reason: Option<String>,
+    ledger: &mut StartupLedger,
+) -> Result<Opened, EngineError> {
     let (facts, mut settings) = ledger.phase("resolve settings", || {
         let facts = allotrope_cpu_runtime::facts();
         resolve(options, model, &facts).map(|settings| (facts, settings))
@@ -61,15 +120,27 @@ fn open_cuda(
     options: &Options,
     model: &ModelFacts,
     ledger: &mut StartupLedger,
-) -> Result<Result<Opened, DeviceError>, EngineError> {
-    let facts = match ledger.phase("open device", allotrope_cuda_runtime::facts) {
+) -> Result<Result<Opened, Refusal>, EngineError> {
+    let facts = ledger.phase("open device", || {
+        // The facts are of the GPU that is found here, whose context is kept for them.
+        probe().map_err(|reason| Refusal { is_absence: reason.is_absence(), error: reason.into() })?;
+        Ok(allotrope_cuda_runtime::facts()?)
+    });
+    let facts = match facts {
         Ok(facts) => DeviceFacts { kernel_cache: Environment::current().kernel_cache(), ..facts },
-        Err(error) => return Ok(Err(error)),
+        Err(refusal) => return Ok(Err(refusal)),
     };
-    let settings = ledger.phase("resolve settings", || resolve(options, model, &facts))?;
+    let settings = match ledger.phase("resolve settings", || resolve(options, model, &facts)) {
+        Ok(settings) => settings,
+        Err(error) if matches!(error.problem(), Problem::NoRoom { .. }) => {
+            return Ok(Err(DeviceError::Environment { device: facts.kind, message: error.to_string() }.into()));
+        }
+        Err(error) => return Err(error.into()),
+    };
     let cache = (*settings.cuda.kernel_cache).clone();
     let device = ledger.phase("open device", || CudaDevice::open(CudaOptions { cache }));
-    Ok(device.map(|device| Opened { device: AnyDevice::Cuda(Box::new(device)), settings, name: facts.name }))
+    let opened = device.map(|device| Opened { device: AnyDevice::Cuda(Box::new(device)), settings, name: facts.name });
+    Ok(opened.map_err(Refusal::from))
 }
 
 /// One of the devices.
@@ -85,6 +156,26 @@ impl AnyDevice {
             AnyDevice::Cpu(_) => Vec::new(),
             AnyDevice::Cuda(device) => device.kernels(graph, group),
         }
+    }
+
+    /// Checks that the device has a kernel for every launch of a graph.
+    ///
+    /// # Errors
+    /// With the first that it has none for, and why.
+    pub(crate) fn check(&self, graph: &Graph) -> Result<(), DeviceError> {
+        let target = self.target();
+        for (place, group) in graph.groups().iter().enumerate() {
+            target.accepts(graph, &group.ops).map_err(|reason| DeviceError::Environment {
+                device: target.name().to_owned(),
+                message: format!("launch {place}, {}, has no kernel: {reason}", graph.group_label(place)),
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is a GPU.
+    pub(crate) fn is_gpu(&self) -> bool {
+        matches!(self, AnyDevice::Cuda(_))
     }
 }
 

@@ -24,14 +24,18 @@ pub enum EngineError {
     #[error(transparent)]
     Sampling(#[from] SamplingError),
     /// The device that was asked for can't be used.
-    #[error(
-        "{origin}: `device` cannot be {device}: {error}; write --device cpu, or --device auto for a GPU where there is one"
-    )]
+    #[error("{origin}: `device` cannot be {device}: {error}{}", or_the_cpu(error))]
     NoDevice {
         /// Which device.
         device: DeviceChoice,
         /// Where it was asked for.
         origin: String,
+        /// What is missing and what to do.
+        error: DeviceError,
+    },
+    /// The GPU could not load the model.
+    #[error("{error}{}", or_the_cpu(error))]
+    Loading {
         /// What is missing and what to do.
         error: DeviceError,
     },
@@ -72,6 +76,11 @@ pub enum EngineError {
     /// The tokenizer's thread could not be started, or died.
     #[error("loading the tokenizer of {folder}: {message}", folder = .0.display(), message = .1)]
     TokenizerThread(PathBuf, String),
+}
+
+/// The advice that is right whatever a GPU lacks, where the error does not give it itself.
+fn or_the_cpu(error: &DeviceError) -> &'static str {
+    if error.to_string().contains("--device cpu") { "" } else { "; or use the CPU (`--device cpu`)" }
 }
 
 impl EngineError {

@@ -8,7 +8,9 @@ use std::time::Instant;
 use allotrope_config::{OptimizationLevel, Options, Settings, Source};
 use allotrope_graph::history::PassReport;
 use allotrope_model::{ChatTemplate, Checkpoint, ModelError, Tokenizer};
-use allotrope_runtime::{DispatchCounts, Executor, StartupLedger, StartupReport, WeightUpload};
+use allotrope_runtime::{
+    DeviceError, DispatchCounts, Executor, ExecutorError, StartupLedger, StartupReport, WeightUpload,
+};
 
 use crate::answer::Answer;
 use crate::device::AnyDevice;
@@ -82,7 +84,12 @@ impl LlmBuilder {
         let parts = plan.into_parts();
         let weight_bytes = weight_bytes_per_step(&parts.graph);
         let checkpoint = Arc::new(parts.checkpoint);
-        let executor = Executor::build(parts.device, parts.graph, checkpoint.clone(), options, &mut ledger)?;
+        let is_gpu = parts.device.is_gpu();
+        let executor = Executor::build(parts.device, parts.graph, checkpoint.clone(), options, &mut ledger);
+        let executor = executor.map_err(|error| match error {
+            ExecutorError::Device(error @ DeviceError::Environment { .. }) if is_gpu => EngineError::Loading { error },
+            error => error.into(),
+        })?;
         if let Some(folder) = &*parts.settings.compilation.debug_dump_path {
             ledger.phase("write dump", || dump::write_recordings(&executor.recordings_text(), folder))?;
         }

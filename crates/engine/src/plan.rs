@@ -14,7 +14,7 @@ use allotrope_graph::{Definition, Graph, OpKind, Sizes};
 use allotrope_model::Checkpoint;
 use allotrope_runtime::{CacheLayout, Device, DeviceError, ExecutorOptions, GeneratedCode, StartupLedger};
 
-use crate::device::{AnyDevice, Opened, open};
+use crate::device::{AnyDevice, Opened, open, open_another};
 use crate::dump;
 use crate::error::EngineError;
 
@@ -39,6 +39,43 @@ pub(crate) struct PlanParts {
     pub(crate) device_name: String,
 }
 
+/// A graph as it will run.
+struct Compiled {
+    graph: Graph,
+    schedule: Option<ScheduleReport>,
+    splitting_ops: SplittingOps,
+}
+
+impl Compiled {
+    /// Runs the passes for a device. Where one leaves a malformed graph and a dump is asked for, it has the graphs up to there.
+    fn new(as_built: &Graph, opened: &Opened, ledger: &mut StartupLedger) -> Result<Self, EngineError> {
+        let Opened { device, settings, .. } = opened;
+        let splitting_ops = splitting_ops(settings)?;
+        let compiled = ledger.phase("run passes", || {
+            let mut graph = as_built.clone();
+            compile(&mut graph, settings, device, &mut |_, _| {})?;
+            let finished = graph.history().iter().all(|report| !report.out_of_fuel);
+            let reorders = is_compiled(settings) && finished;
+            let schedule = reorders.then(|| schedule(&mut graph, &limits(settings), &splitting_ops));
+            Ok::<_, VerifyError>((graph, schedule))
+        });
+        match (compiled, &*settings.compilation.debug_dump_path) {
+            (Ok((graph, schedule)), _) => Ok(Self { graph, schedule, splitting_ops }),
+            (Err(error), None) => Err(error.into()),
+            (Err(error), Some(folder)) => {
+                // What a pass made before it was found malformed is what somebody will want to see.
+                dump::write_graphs(as_built, &compiled_as_far_as_it_goes(as_built, settings, device), folder)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Asks the device for a kernel for every launch, so that one that has none is known before a weight is touched.
+    fn check(&self, device: &AnyDevice, ledger: &mut StartupLedger) -> Result<(), DeviceError> {
+        ledger.phase("run passes", || device.check(&self.graph))
+    }
+}
+
 impl Plan {
     /// Opens the checkpoint and the device, resolves `options` for both, runs the passes, and dumps what they did if
     /// that is asked for.
@@ -46,26 +83,16 @@ impl Plan {
         let checkpoint = ledger.phase("open checkpoint", || Checkpoint::open(folder))?;
         let as_built = ledger.phase("build graph", || checkpoint.graph())?;
         let model = ledger.phase("resolve settings", || model_facts(&checkpoint, &as_built));
-        let Opened { device, settings, name: device_name } = open(options, &model, ledger)?;
-        let splitting_ops = splitting_ops(&settings)?;
-        let compiled = ledger.phase("run passes", || {
-            let mut graph = as_built.clone();
-            compile(&mut graph, &settings, &device, &mut |_, _| {})?;
-            let finished = graph.history().iter().all(|report| !report.out_of_fuel);
-            let reorders = is_compiled(&settings) && finished;
-            let schedule = reorders.then(|| schedule(&mut graph, &limits(&settings), &splitting_ops));
-            Ok::<_, VerifyError>((graph, schedule))
-        });
+        let mut opened = open(options, &model, ledger)?;
+        let mut compiled = Compiled::new(&as_built, &opened, ledger)?;
+        if let Err(error) = compiled.check(&opened.device, ledger) {
+            opened = open_another(opened, error, options, &model, ledger)?;
+            compiled = Compiled::new(&as_built, &opened, ledger)?;
+            compiled.check(&opened.device, ledger)?;
+        }
+        let Opened { device, settings, name: device_name } = opened;
+        let Compiled { graph, schedule, splitting_ops } = compiled;
         let dump_path = (*settings.compilation.debug_dump_path).clone();
-        let (graph, schedule) = match (compiled, &dump_path) {
-            (Ok(compiled), _) => compiled,
-            (Err(error), None) => return Err(error.into()),
-            (Err(error), Some(folder)) => {
-                // What a pass made before it was found malformed is what somebody will want to see.
-                dump::write_graphs(&as_built, &compiled_as_far_as_it_goes(&as_built, &settings, &device), folder)?;
-                return Err(error.into());
-            }
-        };
         let plan = Plan { checkpoint, settings, as_built, graph, schedule, splitting_ops, device, device_name };
         if let Some(folder) = dump_path {
             ledger.phase("write dump", || dump::write(&plan, &folder))?;

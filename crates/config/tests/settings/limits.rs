@@ -81,7 +81,33 @@ fn on_a_gpu_the_kv_cache_gets_what_the_weights_leave() {
     // Of a small model, all sequences fit, and no more is taken.
     let small = on_gpu(&[("scheduler.max_num_seqs", "2")], 1 << 30).unwrap().cache.kv_cache_memory;
     assert_eq!(small.value, 16 << 30);
-    refused(on_gpu(&[], 100 << 30), "cache.kv_cache_memory", "capable has 0 bytes available beside the weights");
+}
+
+/// Whatever does not fit without anybody's fault is an error of its own kind, so that another device can be taken.
+#[test]
+fn a_model_that_does_not_fit_a_gpu_is_nobodys_mistake() {
+    let heavy = |weight_bytes| ModelFacts { kv_bytes_per_token: 1 << 20, weight_bytes, ..model("plain") };
+    let on_gpu = |values: &[(&str, &str)], weights| resolve(&said(values), &heavy(weights), &gpu(100 << 30));
+    let no_room = |values: &[(&str, &str)], weights, part: &str| {
+        let error = on_gpu(values, weights).expect_err(part);
+        assert!(matches!(error.problem(), Problem::NoRoom { .. }) && !error.is_usage(), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("plain does not fit capable") && text.contains(part), "{part}: {text}");
+    };
+    no_room(&[], 100 << 30, "its weights take 100 GiB, and 100 GiB are free");
+    no_room(&[("cache.kv_cache_memory", "1GiB")], 101 << 30, "its weights take 101 GiB");
+    // Of nine tenths, the weights leave 1 GiB, and a sequence takes 2 at least.
+    no_room(&[], 89 << 30, "the KV cache of one sequence of 2048 tokens 2 GiB");
+    no_room(&[], 95 << 30, "the KV cache of one sequence of 2048 tokens 2 GiB");
+    assert_eq!(on_gpu(&[], 88 << 30).unwrap().model.max_model_len.value, 2048);
+    // What somebody asks for decides, where somebody does.
+    let length = [("model.max_model_len", "1024")];
+    assert_eq!(on_gpu(&length, 89 << 30).unwrap().cache.kv_cache_memory.value, 1 << 30);
+    no_room(&[("model.max_model_len", "8192")], 93 << 30, "the KV cache of one sequence of 8192 tokens 8 GiB");
+    // Settings that are wrong are so wherever the model fits.
+    let asked = [("model.max_model_len", "8192"), ("cache.kv_cache_memory", "1GiB")];
+    refused(on_gpu(&asked, 1 << 30), "model.max_model_len", "holds 1024 tokens");
+    refused(on_gpu(&[("model.max_model_len", "999999")], 1 << 30), "model.max_model_len", "the context length of");
 }
 
 #[test]

@@ -25,6 +25,11 @@ pub enum Fault {
         /// Bytes that were asked for, where that is known.
         wanted: Option<u64>,
     },
+    /// Memory of the host, which the driver locks, does not suffice.
+    OutOfHostMemory {
+        /// Bytes that were asked for, where that is known.
+        wanted: Option<u64>,
+    },
 }
 
 /// A call of the driver that failed.
@@ -45,6 +50,7 @@ impl DriverError {
     pub(crate) fn new(call: &'static str, code: CUresult, details: String) -> Self {
         let fault = match code {
             code if is_sticky(code) && !is_hardware(code) => Fault::Device,
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY if call == "cuMemHostAlloc" => Fault::OutOfHostMemory { wanted: None },
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => Fault::OutOfMemory { wanted: None },
             code if is_environment(code) || is_hardware(code) => Fault::Environment,
             _ => Fault::Program,
@@ -59,7 +65,7 @@ impl DriverError {
 
     /// The same, with how much was asked for.
     pub(crate) fn wanting(mut self, bytes: u64) -> Self {
-        if let Fault::OutOfMemory { wanted } = &mut self.fault {
+        if let Fault::OutOfMemory { wanted } | Fault::OutOfHostMemory { wanted } = &mut self.fault {
             *wanted = Some(bytes);
         }
         self
@@ -109,13 +115,18 @@ impl DriverError {
         }
         text += self.call;
         match self.code {
-            Some(code) => text += &format!(" failed with {code:?} ({})", meaning(code)),
+            Some(code) => {
+                let of_host = matches!(self.fault, Fault::OutOfHostMemory { .. });
+                let meaning = if of_host { "out of host memory that can be locked" } else { meaning(code) };
+                text += &format!(" failed with {code:?} ({meaning})");
+            }
             None => text += " was refused",
         }
         if !self.details.is_empty() {
             text += &format!(": {}", self.details);
         }
-        if let Fault::OutOfMemory { wanted: Some(bytes) } = self.fault {
+        if let Fault::OutOfMemory { wanted: Some(bytes) } | Fault::OutOfHostMemory { wanted: Some(bytes) } = self.fault
+        {
             text += &format!("; {bytes} bytes were wanted");
         }
         if !self.in_flight.is_empty() {
@@ -138,6 +149,9 @@ impl fmt::Display for DriverError {
             Fault::OutOfMemory { .. } => f.write_str(
                 " (lower what is kept on the GPU: the KV cache's blocks, the batch limits, or the model's size)",
             ),
+            Fault::OutOfHostMemory { .. } => f.write_str(
+                " (free memory of the host, or raise the limit on locked memory, `ulimit -l`, or the container's memory limit)",
+            ),
         }
     }
 }
@@ -146,7 +160,9 @@ impl From<DriverError> for DeviceError {
     fn from(error: DriverError) -> Self {
         let device = DEVICE.to_owned();
         match error.fault {
-            Fault::Environment | Fault::OutOfMemory { .. } => Self::Environment { device, message: error.to_string() },
+            Fault::Environment | Fault::OutOfMemory { .. } | Fault::OutOfHostMemory { .. } => {
+                Self::Environment { device, message: error.to_string() }
+            }
             Fault::Program => Self::Internal { device, message: error.says() },
             Fault::Device => {
                 let message = format!("{}; restart the process to use the GPU again", error.says());
@@ -307,8 +323,8 @@ pub enum Unavailable {
     NoDevice,
     /// The GPU is older than Allotrope's kernels.
     #[error(
-        "{name} has compute capability {}.{}, and Allotrope's kernels need {}.{}. Use another GPU, or the CPU (`--device \
-         cpu`)",
+        "{name} has compute capability {}.{}, and Allotrope's kernels need {}.{}. Choose another GPU with \
+         CUDA_VISIBLE_DEVICES, since the first visible one runs, or use the CPU (`--device cpu`)",
         found.0, found.1, needed.0, needed.1
     )]
     OldDevice {
@@ -322,6 +338,13 @@ pub enum Unavailable {
     /// The driver or the GPU does not work.
     #[error("the GPU cannot be used: {0}")]
     Broken(#[from] DriverError),
+}
+
+impl Unavailable {
+    /// Whether there is just no driver or no GPU, as opposed to one that is there and will not do.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::NoDriver | Self::NoDevice)
+    }
 }
 
 impl From<Unavailable> for DeviceError {
