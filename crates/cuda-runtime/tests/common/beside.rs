@@ -169,7 +169,7 @@ impl Beside {
         }
         let elements: usize = self.rows.borrow().values().map(|row| row.elements).sum();
         assert!(elements > 0, "nothing was compared");
-        println!("{elements} elements");
+        println!("{elements} elements, {} texts", self.functions.borrow().len());
     }
 }
 
