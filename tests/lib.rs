@@ -42,17 +42,22 @@ macro_rules! on_cuda {
             // Harnesses leave out the name of the binary.
             let name = name.split_once("::").map_or(name, |(_, name)| name);
             match $crate::outside(name, &[]) {
-                Some(text) => $crate::show(&text),
+                Some(text) => $crate::print(&text),
                 None => $body,
             }
         }
     )*};
 }
 
-/// Shows what a test has to say.
+/// Prints what another process wrote.
 #[allow(clippy::print_stdout, reason = "the harness shows it with `--nocapture`, or where the test fails")]
-pub fn show(text: impl std::fmt::Display) {
+pub fn print(text: &str) {
     println!("{text}");
+}
+
+/// Shows what a test has counted.
+pub fn show(text: impl std::fmt::Display) {
+    allotrope_cuda_emulator::testing::tell(text);
 }
 
 /// Calls the macro `$tests` with every checkpoint whose numbers are known: `test_name: "checkpoint",` each.

@@ -68,6 +68,21 @@ pub fn seed() -> u64 {
     asked.unwrap_or_else(|| RandomState::new().hash_one(0))
 }
 
+/// How a line begins that [`tell`] writes.
+const TOLD: &str = "counted: ";
+
+/// Shows what a run has counted, whether or not the test harness keeps what tests print.
+pub fn tell(text: impl std::fmt::Display) {
+    use std::io::Write as _;
+    // The harness keeps what the macros print, and not what is written so.
+    let _ = writeln!(io::stderr().lock(), "{TOLD}{text}");
+}
+
+/// Shows what another process has counted.
+pub fn tell_again(written: &str) {
+    written.lines().filter_map(|line| line.strip_prefix(TOLD)).for_each(tell);
+}
+
 /// Runs a test of this test binary, by its full name, in a process of its own that has the emulator for its driver, and gives
 /// what it wrote. Inside of that process, and on a GPU, there is nothing to give: the test goes on.
 ///
@@ -94,6 +109,7 @@ pub fn outside(test: &str, settings: &[(&str, &str)]) -> Option<String> {
     command.env(LIBRARY_PATH, &folder).env(SEED, &seed).envs(settings.iter().copied());
     let output = command.output().unwrap_or_else(|error| panic!("{error}"));
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    tell_again(&text);
     let text = format!("{SEED}={seed}\n{text}");
     assert!(output.status.success() && text.contains("1 passed") && !text.contains("CUDA emulator:"), "{text}");
     Some(text)

@@ -158,13 +158,20 @@ fn key(context: &Context, ptx: &str) -> String {
 /// # Errors
 /// If the driver refuses the PTX, with what its compiler says. Never because of the cache.
 pub fn compile(context: &Context, ptx: &str, cache: &KernelCache) -> Result<(Vec<u8>, Outcome), DriverError> {
-    let key = key(context, ptx);
-    if let Some(code) = cache.find(&key) {
-        return Ok((code, Outcome::Hit));
+    match cache.find(&key(context, ptx)) {
+        Some(code) => Ok((code, Outcome::Hit)),
+        None => compile_anew(context, ptx, cache),
     }
+}
+
+/// The same, whatever the cache has: what it kept turned out to be of no use.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_anew(context: &Context, ptx: &str, cache: &KernelCache) -> Result<(Vec<u8>, Outcome), DriverError> {
     let start = Instant::now();
     let code = context.compile(ptx)?;
     let time = start.elapsed();
-    cache.store(&key, &code);
+    cache.store(&key(context, ptx), &code);
     Ok((code, Outcome::Compiled(time)))
 }

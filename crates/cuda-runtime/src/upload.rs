@@ -103,15 +103,22 @@ impl Uploader {
     /// # Errors
     /// If a piece does not fit into its buffer, or the device fails; then the others are given up.
     pub fn upload(&mut self, pieces: &[Piece<'_>]) -> Result<UploadReport, DriverError> {
+        self.upload_unless(pieces, &AtomicBool::new(false))
+    }
+
+    /// The same, but gives up soon after `stop` is set: the device then has some of the pieces.
+    ///
+    /// # Errors
+    /// As [`Self::upload`], which also sets `stop`.
+    pub fn upload_unless(&mut self, pieces: &[Piece<'_>], stop: &AtomicBool) -> Result<UploadReport, DriverError> {
         let start = Instant::now();
         self.context.check()?;
         let loads = packed(pieces, self.slot);
         let next = AtomicUsize::new(0);
-        let stop = AtomicBool::new(false);
         let failure = Mutex::new(None);
         thread::scope(|scope| {
             for lane in &mut self.lanes {
-                let (loads, next, stop, failure) = (&loads, &next, &stop, &failure);
+                let (loads, next, failure) = (&loads, &next, &failure);
                 scope.spawn(move || {
                     if let Err(error) = lane.work(loads, next, stop) {
                         stop.store(true, Ordering::Relaxed);

@@ -54,7 +54,12 @@ fn every_source_has_code_for_each_gpu_that_the_program_runs_on() {
         for capability in [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1), (13, 0)]
         {
             let ptx = bundle.ptx(source, capability).unwrap();
-            let target = if capability == (9, 0) { ".target sm_90a" } else { ".target sm_80" };
+            let target = match capability {
+                (9, 0) => ".target sm_90a",
+                (9.., _) => ".target sm_90",
+                (8, 9) => ".target sm_89",
+                _ => ".target sm_80",
+            };
             assert!(ptx.lines().any(|line| line == target), "{source} on {capability:?}");
             let cubin = bundle.cubin(source, capability).unwrap();
             assert!(cubin.is_none_or(|cubin| cubin.starts_with(b"\x7fELF")), "{source} on {capability:?}");

@@ -70,7 +70,7 @@ fn run_with(test: &str, parts: &[Part], settings: &[(&str, &str)]) {
     for part in parts {
         let report = part(&subject, &mut conformance::random());
         assert!(report.elements > 0, "{report}");
-        println!("{test}: {report}");
+        allotrope_cuda_emulator::testing::tell(format_args!("{test}: {report}"));
     }
 }
 

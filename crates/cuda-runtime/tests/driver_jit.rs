@@ -7,12 +7,20 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use allotrope_cuda_runtime::driver::{Context, Fault, Image};
 use allotrope_cuda_runtime::jit::{KernelCache, Outcome, compile};
+use allotrope_cuda_runtime::{CudaDevice, CudaOptions};
+use allotrope_graph::Sizes;
+use allotrope_graph::memory::plan_memory;
+use allotrope_graph::text::parse;
+use allotrope_runtime::conformance::{self, Weights};
+use allotrope_runtime::{CacheLayout, Device, StartupLedger};
 use common::{Bench, PTX, assert_scaled, outside};
 use rand::RngExt;
+use sha2::{Digest, Sha256};
 
 fn is_compiled(outcome: Outcome) -> bool {
     matches!(outcome, Outcome::Compiled(_))
@@ -195,4 +203,47 @@ fn the_compiler_says_what_is_wrong() {
     assert!(entries(folder.path()).is_empty(), "what is refused is not kept");
     assert!(compile(&context, "a\0b", &cache).is_err());
     compile(&context, PTX, &cache).unwrap();
+}
+
+/// Machine code that is whole and of another driver than the one that is to run it costs time and nothing else.
+#[test]
+fn code_on_disk_that_the_driver_refuses_is_made_again() {
+    if outside("code_on_disk_that_the_driver_refuses_is_made_again", &[]).is_some() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let graph = parse(
+        "graph {
+           input %token_ids: i32[T]
+           weight %table: bf16[100, 16]
+           %x: bf16[T, 16] = embedding(%table, %token_ids)
+           %y: f32[T, 16] = cast<to=f32>(%x)
+           return %y
+         }",
+    )
+    .unwrap();
+    let prepare = || {
+        let mut device = CudaDevice::open(CudaOptions { cache: Some(folder.path().to_owned()) }).unwrap();
+        let limits = Sizes { tokens: 8, sequences: 1, logit_rows: 1, blocks: 1 };
+        let plan = plan_memory(&graph, device.target(), &[], limits, device.alignment()).unwrap();
+        let weights = Weights::random(&mut conformance::random(), &graph);
+        device.load_weights(&graph, Arc::new(weights), false).unwrap();
+        device.allocate(&graph, &plan, CacheLayout { blocks: 1, block_size: 16 }).unwrap();
+        let mut ledger = StartupLedger::since(std::time::Instant::now());
+        let kernels = device.prepare_all(&graph, &mut ledger).unwrap();
+        assert_eq!(kernels.len(), graph.groups().len());
+        ledger.finish().phases.into_iter().map(|phase| phase.name).collect::<Vec<_>>()
+    };
+    let counts = |names: Vec<String>| names.into_iter().find(|name| name.starts_with("compile kernels")).unwrap();
+    assert_eq!(counts(prepare()), "compile kernels (2, 0 cached)");
+    assert_eq!(counts(prepare()), "compile kernels (0, 2 cached)");
+    let kept: Vec<Vec<u8>> = entries(folder.path()).iter().map(|path| fs::read(path).unwrap()).collect();
+    for path in entries(folder.path()) {
+        let code = b"code of some other driver";
+        let mark = fs::read(&path).unwrap()[..8].to_vec();
+        fs::write(&path, [&mark[..], &Sha256::digest(code), code].concat()).unwrap();
+    }
+    assert_eq!(counts(prepare()), "compile kernels (2, 0 cached)");
+    let again: Vec<Vec<u8>> = entries(folder.path()).iter().map(|path| fs::read(path).unwrap()).collect();
+    assert!(again == kept, "what is of no use is replaced");
 }

@@ -72,7 +72,7 @@ fn every_kernel_computes_what_its_reference_does() {
             }
         }
     }
-    println!("{} kernels, each for {:?}", cases.len(), texts::TARGETS);
+    allotrope_cuda_emulator::testing::tell(format_args!("{} kernels, each for {:?}", cases.len(), texts::TARGETS));
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn generated_code_computes_what_the_reference_does() {
             }
         }
     }
-    println!("{} groups, {kernels} kernels", cases.len());
+    allotrope_cuda_emulator::testing::tell(format_args!("{} groups, {kernels} generated kernels", cases.len()));
 }
 
 #[test]

@@ -11,8 +11,10 @@ use super::sha256;
 use crate::error::TaskError;
 use crate::workspace;
 
-/// What PTX is compiled for: the oldest architecture that the kernels run on, and the one with `wgmma`.
-const PTX: [Architecture; 2] = [architecture(8, 0, false), architecture(9, 0, true)];
+/// What PTX is compiled for: the oldest architecture that the kernels run on, those that convert e4m3 by an instruction and
+/// that let a kernel begin before the one in front of it is done, and the one with `wgmma`.
+const PTX: [Architecture; 4] =
+    [architecture(8, 0, false), architecture(8, 9, false), architecture(9, 0, false), architecture(9, 0, true)];
 
 /// What machine code is compiled for.
 const CUBINS: [Architecture; 6] = [
@@ -161,10 +163,12 @@ mod tests {
 
     #[test]
     fn the_first_comment_says_what_a_source_is_compiled_to() {
-        let all = ["compute_80", "compute_90a", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120"];
+        let ptx = ["compute_80", "compute_89", "compute_90", "compute_90a"];
+        let cubins = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120"];
+        let all = [&ptx[..], &cubins].concat();
         assert_eq!(targets_of("// Adds.\n// targets: all\nint x;").unwrap(), all);
-        assert_eq!(targets_of("// targets: ptx\n").unwrap(), all[..2]);
-        assert_eq!(targets_of("// targets: all\n// not-for: sm_120, sm_100a").unwrap(), all[..6]);
+        assert_eq!(targets_of("// targets: ptx\n").unwrap(), ptx);
+        assert_eq!(targets_of("// targets: all\n// not-for: sm_120, sm_100a").unwrap(), all[..8]);
     }
 
     #[test]

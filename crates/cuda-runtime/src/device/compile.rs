@@ -12,7 +12,7 @@ use allotrope_runtime::device::DeviceError;
 use sha2::{Digest, Sha256};
 
 use super::internal;
-use crate::driver::{Context, DriverError, Function, Image, Module};
+use crate::driver::{Context, DriverError, Fault, Function, Image, Module};
 use crate::jit::{self, KernelCache, Outcome};
 use crate::lower::{KernelCode, KernelPtx, PlannedLaunch, Templates};
 use crate::program::{Features, Pointers};
@@ -158,14 +158,15 @@ impl Compiler {
         }
         let (bundle, capability) = (self.templates.bundle(), self.templates.capability());
         let cubin = bundle.cubin(source, capability).map_err(|error| internal(error.to_string()))?;
-        let module = cubin.and_then(|cubin| self.context.load_module(Image::Cubin(&cubin), source).ok());
+        let ptx = bundle.ptx(source, capability).map_err(|error| internal(error.to_string()))?;
+        let module = cubin.map(|cubin| self.context.load_module(Image::Cubin(&cubin), source));
         let loaded = match module {
-            // Machine code for 9.0 and newer is compiled with the wait in it.
-            Some(code) => Loaded { code, dependent: capability >= (9, 0), is_new: false },
-            None => {
-                let ptx = bundle.ptx(source, capability).map_err(|error| internal(error.to_string()))?;
-                load_ptx(&self.context, &self.cache, &ptx, source)?
+            // Machine code and PTX of a source are of the same code, as far as architectures differ in it.
+            Some(Ok(code)) => Loaded { code, dependent: waits(&ptx), is_new: false },
+            Some(Err(error)) if error.code().as_deref() != Some("CUDA_ERROR_NO_BINARY_FOR_GPU") => {
+                return Err(error.into());
             }
+            Some(Err(_)) | None => load_ptx(&self.context, &self.cache, &ptx, source)?,
         };
         self.modules.insert(source, loaded.clone());
         Ok(loaded)
@@ -174,9 +175,23 @@ impl Compiler {
 
 fn load_ptx(context: &Context, cache: &KernelCache, ptx: &str, label: &str) -> Result<Loaded<Module>, DriverError> {
     let (image, outcome) = jit::compile(context, ptx, cache)?;
-    let code = context.load_module(Image::Cubin(&image), label)?;
-    let dependent = ptx.contains("griddepcontrol.wait");
-    Ok(Loaded { code, dependent, is_new: matches!(outcome, Outcome::Compiled(_)) })
+    let is_new = matches!(outcome, Outcome::Compiled(_));
+    let loaded = context.load_module(Image::Cubin(&image), label);
+    let (code, is_new) = match loaded {
+        // What another driver left on disk under the same name is made again.
+        Err(error) if !is_new && *error.fault() == Fault::Program && !error.is_final() => {
+            tracing::warn!("a kernel kept on disk is of no use and is compiled again: {error}");
+            let image = jit::compile_anew(context, ptx, cache)?.0;
+            (context.load_module(Image::Cubin(&image), label)?, true)
+        }
+        loaded => (loaded?, is_new),
+    };
+    Ok(Loaded { code, dependent: waits(ptx), is_new })
+}
+
+/// Whether kernels wait for the one in front of them themselves.
+fn waits(ptx: &str) -> bool {
+    ptx.contains("griddepcontrol.wait")
 }
 
 fn compile(

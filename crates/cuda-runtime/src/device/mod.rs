@@ -41,6 +41,10 @@ type Keep = Arc<dyn Any + Send + Sync>;
 /// The alignment of buffers in the arena, in bytes: a line of the L2 cache.
 const ALIGNMENT: usize = 256;
 
+/// As much pinned memory for outputs as there is from the start, in bytes: so that reading them allocates nothing later, but for
+/// very many rows.
+const OUTPUT_BYTES: usize = 16 << 20;
+
 /// How the device is opened.
 #[derive(Debug, Clone, Default)]
 pub struct CudaOptions {
@@ -148,6 +152,13 @@ impl CudaDevice {
     }
 }
 
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        // What still runs uses modules and memory that are about to go. An error ends it as well.
+        let _ = self.stream.synchronize();
+    }
+}
+
 /// Checks a batch against limits.
 fn within(sizes: &Sizes, limits: &Sizes) -> Result<(), DeviceError> {
     for dim in [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks] {
@@ -192,9 +203,13 @@ impl Device for CudaDevice {
     fn allocate(&mut self, graph: &Graph, memory: &MemoryPlan, cache: CacheLayout) -> Result<(), DeviceError> {
         self.identity = Identity::default();
         (self.memory, self.sampling) = (None, None);
-        self.memory = Some(Memory::new(self.context(), graph, memory, cache)?);
         let context = self.context().clone();
-        self.sampling = Some(Sampling::new(&context, &mut self.compiler, memory.limits.logit_rows)?);
+        let memory = Memory::new(&context, graph, memory, cache)?;
+        let outputs = graph.outputs().iter().filter_map(|value| memory.output(*value, memory.limits()));
+        let bytes = outputs.map(|place| place.len()).max().unwrap_or(0).min(OUTPUT_BYTES);
+        self.output = Some(context.allocate_pinned(bytes)?);
+        self.sampling = Some(Sampling::new(&context, &mut self.compiler, memory.limits().logit_rows)?);
+        self.memory = Some(memory);
         Ok(())
     }
 

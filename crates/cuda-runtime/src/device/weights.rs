@@ -1,6 +1,7 @@
 //! The checkpoint's tensors on the device.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -18,6 +19,8 @@ pub(super) struct Weights {
     /// By value.
     offsets: Vec<Option<usize>>,
     upload: Mutex<Upload>,
+    /// Set when nobody wants the weights any more.
+    stop: Arc<AtomicBool>,
 }
 
 /// Copying, which goes on while kernels are made.
@@ -51,10 +54,10 @@ impl Weights {
             offsets[index] = Some(offset);
         }
         let buffer = context.allocate(bytes)?;
-        let mut uploader = Uploader::new(context)?;
-        let to = buffer.clone();
+        let stop = Arc::new(AtomicBool::new(false));
+        let (context, to, stopped) = (context.clone(), buffer.clone(), Arc::clone(&stop));
         let work = move || {
-            let report = upload(&mut uploader, &tensors, &*source, &to)?;
+            let report = upload(&mut Uploader::new(&context)?, &tensors, &*source, &to, &stopped)?;
             tensors.iter().for_each(|tensor| source.release(&tensor.name));
             tracing::debug!(bytes = report.bytes, time = ?report.time, "weights are on the device");
             Ok(report)
@@ -64,7 +67,7 @@ impl Weights {
             device: DEVICE.into(),
             message: format!("no thread to copy weights could be started: {error}"),
         })?;
-        Ok(Self { buffer, offsets, upload: Mutex::new(Upload::Running(thread)) })
+        Ok(Self { buffer, offsets, upload: Mutex::new(Upload::Running(thread)), stop })
     }
 
     /// Waits until all weights are on the device.
@@ -97,7 +100,8 @@ impl Weights {
 
 impl Drop for Weights {
     fn drop(&mut self) {
-        // Nobody reads them any more, so it does not matter how it ended.
+        // Nobody reads them any more, so it does not matter how it ends.
+        self.stop.store(true, Ordering::Relaxed);
         let _ = self.wait();
     }
 }
@@ -107,6 +111,7 @@ fn upload(
     tensors: &[Tensor],
     source: &dyn WeightSource,
     to: &Buffer,
+    stop: &AtomicBool,
 ) -> Result<UploadReport, DeviceError> {
     let mut pieces = Vec::with_capacity(tensors.len());
     for Tensor { name, offset } in tensors {
@@ -116,5 +121,5 @@ fn upload(
         })?;
         pieces.push(Piece { bytes: data.bytes, to, offset: *offset });
     }
-    uploader.upload(&pieces).map_err(|error: DriverError| error.into())
+    uploader.upload_unless(&pieces, stop).map_err(|error: DriverError| error.into())
 }

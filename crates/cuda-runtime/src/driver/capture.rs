@@ -55,7 +55,7 @@ impl Stream {
     /// Captures what the closure launches, as one chain of nodes. Nothing of it runs.
     ///
     /// The stream is borrowed mutably, so the closure cannot use it but through its [`Capture`]; what else would invalidate the
-    /// capture (allocating, waiting) is refused. However the closure ends, with an error or a panic too, the capture
+    /// capture (allocating, waiting, on whatever the closure brought with it) is refused when it is tried. However the closure ends, with an error or a panic too, the capture
     /// ends with it, and the stream is as before. Other threads are not disturbed.
     ///
     /// The graph keeps alive what is in `keep`, which must be all memory that the kernels' parameters name.
@@ -78,9 +78,10 @@ impl Stream {
         };
         context.finish(BEGIN, code, String::new)?;
         set_capturing(true);
-        let mut ending = Ending { stream: self, open: true };
         let kept = Kept::new(context.clone(), keep);
+        // Dropped after the capture has ended: nothing may be freed inside of it.
         let capture = Capture { stream: self, recorded: RefCell::new((Vec::new(), kept)) };
+        let mut ending = Ending { stream: self, open: true };
         record(&capture)?;
         let (nodes, kept) = capture.recorded.into_inner();
         context.enter(END)?;

@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, c_void};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUfunction_attribute, CUjit_option, CUresult};
 
@@ -72,6 +72,8 @@ struct Kernel {
     name: String,
     parameter_bytes: usize,
     resources: Resources,
+    /// The most dynamic shared memory that launches may ask for so far, in bytes.
+    allowed: Mutex<u32>,
 }
 
 // SAFETY: a kernel's handle may be used from any thread while its module is loaded, which it keeps so.
@@ -151,7 +153,14 @@ impl Module {
         // SAFETY: the function is one of a loaded module.
         context.finish("cuFuncLoad", unsafe { sys::cuFuncLoad(raw) }, || format!("kernel `{name}`"))?;
         let parameter_bytes = parameter_bytes(context, raw, name)?;
-        let kernel = Kernel { module: self.clone(), raw, name: name.to_owned(), parameter_bytes, resources };
+        let kernel = Kernel {
+            module: self.clone(),
+            raw,
+            name: name.to_owned(),
+            parameter_bytes,
+            resources,
+            allowed: Mutex::default(),
+        };
         Ok(Function { kernel: Arc::new(kernel) })
     }
 }
@@ -218,6 +227,11 @@ impl Function {
         if bytes.saturating_add(declared) <= SHARED_WITHOUT_ASKING {
             return Ok(());
         }
+        // What was allowed to one launch stays allowed when another asks for less.
+        let mut allowed = self.kernel.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *allowed >= bytes {
+            return Ok(());
+        }
         let context = self.context();
         context.enter(CALL)?;
         let value = i32::try_from(bytes).unwrap_or(i32::MAX);
@@ -228,7 +242,9 @@ impl Function {
             let most = context.info().shared_memory_per_block;
             let name = self.name();
             format!("kernel `{name}` wants {bytes} bytes of shared memory beside {declared}; a block can have {most}")
-        })
+        })?;
+        *allowed = bytes;
+        Ok(())
     }
 }
 

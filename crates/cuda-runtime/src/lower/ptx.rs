@@ -76,7 +76,7 @@ impl Templates {
         Features::of(self.capability)
     }
 
-    /// The PTX of one template, for as new an architecture as it may say.
+    /// The PTX of one template, for the newest architecture that the device runs.
     ///
     /// # Errors
     /// If the bundle lacks it or can't be read.
@@ -88,8 +88,6 @@ impl Templates {
         let file = self.bundle.ptx(source, self.capability)?;
         let text = entry(&file, kernel)
             .ok_or_else(|| CodeError::Missing { source_file: source, kernel: kernel.to_owned() })?;
-        let newer = self.features().e4m3 && text.contains(".target sm_80");
-        let text = if newer { text.replacen(".target sm_80", ".target sm_89", 1) } else { text };
         let text: Arc<str> = text.into();
         texts.insert(kernel.to_owned(), Arc::clone(&text));
         Ok(text)

@@ -91,6 +91,7 @@ pub fn outside_with(test: &str, driver: &Driver, settings: &[(&str, &str)]) -> O
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    allotrope_cuda_emulator::testing::tell_again(&text);
     Some(text + &std::fs::read_to_string(report).unwrap_or_default())
 }
 

@@ -129,7 +129,9 @@ fn mutants_are_found() {
         kernels += 1;
     }
     let count: usize = harmless.values().map(Vec::len).sum();
-    println!("{kernels} kernels' texts: {found} mutants found, {count} harmless");
+    allotrope_cuda_emulator::testing::tell(format_args!(
+        "{kernels} kernels' texts: {found} mutants found, {count} harmless"
+    ));
     for (reason, mutants) in &harmless {
         println!("{reason}:\n    {}", mutants.join("\n    "));
     }

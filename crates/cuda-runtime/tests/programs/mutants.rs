@@ -250,7 +250,9 @@ fn mutants_of_generated_code_are_found() {
         kernels += 1;
     }
     let count: usize = harmless.values().map(Vec::len).sum();
-    println!("{kernels} kernels: {found} mutants found, {count} harmless");
+    allotrope_cuda_emulator::testing::tell(format_args!(
+        "{kernels} generated kernels: {found} mutants found, {count} harmless"
+    ));
     for (reason, mutants) in &harmless {
         println!("{} are harmless: {reason}:\n    {}", mutants.len(), mutants.join("\n    "));
     }
