@@ -1,7 +1,7 @@
 //! The kernels on the emulator's machine and through the driver, launch by launch: the emulator's driver in the ordinary run, and with
 //! `ALLOTROPE_TEST_DEVICE=cuda` that of the machine's GPU.
 
-use allotrope_cuda_emulator::testing::{outside, tell_again};
+use allotrope_cuda_emulator::testing::outside;
 
 use super::beside::{Beside, Rules};
 use super::{cases, sample, texts};
@@ -10,7 +10,6 @@ use super::{cases, sample, texts};
 fn kernels_give_the_same_on_the_device() {
     if let Some(text) = outside("device::kernels_give_the_same_on_the_device", &[]) {
         println!("{text}");
-        tell_again(&text);
         return;
     }
     let beside = Beside::open(Rules { rounds_within: false, tie: sample::tie });

@@ -1,7 +1,7 @@
 //! Generated code on the emulator's machine and through the driver, launch by launch: the emulator's driver in the ordinary run,
 //! and with `ALLOTROPE_TEST_DEVICE=cuda` that of the machine's GPU.
 
-use allotrope_cuda_emulator::testing::{outside, tell_again};
+use allotrope_cuda_emulator::testing::outside;
 use allotrope_cuda_runtime::lower::Templates;
 
 use super::bench::{Step, generate};
@@ -13,7 +13,6 @@ use super::common::seed;
 fn generated_code_gives_the_same_on_the_device() {
     if let Some(text) = outside("device::generated_code_gives_the_same_on_the_device", &[]) {
         println!("{text}");
-        tell_again(&text);
         return;
     }
     let beside = Beside::open(Rules { rounds_within: true, tie: |_, _, _| false });
