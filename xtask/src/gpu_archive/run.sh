@@ -147,8 +147,8 @@ wanted machine && part 'a question to tiny-chat' 60 env XDG_CACHE_HOME="$scratch
     --model "$here/tests/models/tiny-chat" 'What is 7 + 8?'
 wanted conformance && on_device conformance 300 test-conformance
 wanted ptx && on_device 'the same PTX as on the emulator' 60 test-ptx --ignored --nocapture
-wanted ptx && on_device 'kernels as on the emulator' 90 test-kernels --nocapture --exact device::kernels_give_the_same_on_the_device
-wanted ptx && on_device 'generated code as on the emulator' 90 test-programs --nocapture --exact \
+wanted ptx && on_device 'kernels as on the emulator' 120 test-kernels --nocapture --exact device::kernels_give_the_same_on_the_device
+wanted ptx && on_device 'generated code as on the emulator' 120 test-programs --nocapture --exact \
     device::generated_code_gives_the_same_on_the_device
 if wanted checkpoints; then
     # Long enough that roundings fall the other way on another device: where none does, little is compared.

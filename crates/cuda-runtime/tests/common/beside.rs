@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
+use allotrope_cuda_emulator::testing::tell;
 use allotrope_cuda_runtime::driver::{Buffer, Context, Function, Image, Launch, Stream};
 use allotrope_graph::numerics::e4m3_to_f32;
 use half::{bf16, f16};
@@ -169,7 +170,8 @@ impl Beside {
         }
         let elements: usize = self.rows.borrow().values().map(|row| row.elements).sum();
         assert!(elements > 0, "nothing was compared");
-        println!("{elements} elements");
+        let (name, texts) = (&self.context.info().name, self.functions.borrow().len());
+        tell(format_args!("{elements} elements, written by the kernels of {texts} texts, compared with {name}"));
     }
 }
 

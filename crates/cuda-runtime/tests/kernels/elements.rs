@@ -72,6 +72,17 @@ impl Element {
         self.decode(&self.encode_all(&uniform(random, count)))
     }
 
+    /// Whether a number is what another one rounds to that is at most so far from an expected one.
+    pub(crate) fn is_near(self, got: f32, expected: f64, distance: f64) -> bool {
+        if expected.is_nan() {
+            return got.is_nan();
+        }
+        let round = |value: f64| self.decode(&self.encode(value as f32))[0];
+        // An infinite number is at no distance.
+        let distance = if expected.is_finite() { distance } else { 0.0 };
+        round(expected - distance) <= got && got <= round(expected + distance)
+    }
+
     /// How far a number may be from what it was rounded from.
     pub(crate) fn rounding(self, value: f64) -> f64 {
         let (relative, least) = match self {

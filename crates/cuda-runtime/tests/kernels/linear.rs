@@ -72,6 +72,26 @@ impl Product {
         }
     }
 
+    /// Columns whose results are special cases of their types: NaN, infinite, subnormal, and too large or nearly so. No sum
+    /// but that of its own column may see any of it. A row of inputs has a NaN if there are several.
+    fn add_special_columns(&mut self, random: &mut Random, element: Element) {
+        let inner = self.inner;
+        let small = if self.output == Element::F16 && element != Element::E4m3 { -16 } else { -6 };
+        let (infinite, large) = if element == Element::E4m3 { (448.0, 448.0) } else { (f32::INFINITY, 40960.0) };
+        self.w[0] = f32::NAN;
+        for (column, value) in [(1, 2f32.powi(small)), (2, infinite), (3, large)] {
+            if column < self.columns {
+                let weights = &mut self.w[column * inner..][..inner];
+                weights.fill(0.0);
+                weights[random.below(inner)] = value;
+            }
+        }
+        if self.rows() > 2 {
+            let row = random.below(self.rows());
+            self.x[(row + 1) * inner - 1] = f32::NAN;
+        }
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.x.len() / self.inner
     }
@@ -98,10 +118,7 @@ impl Product {
             for column in 0..self.columns {
                 let (expected, sums) = self.element(row, column);
                 let got = got[row * self.columns + column];
-                let error = (f64::from(got) - expected).abs();
-                let tolerance = sums * 1.01 + self.output.rounding(expected.abs() + sums);
-                let near = error <= tolerance || expected.is_nan() && got.is_nan();
-                if !near {
+                if !self.output.is_near(got, expected, sums * 1.01 + Element::F32.rounding(expected)) {
                     let shape = format!("{} rows, {} columns, {} inner", self.rows(), self.columns, self.inner);
                     return Err(format!("row {row}, column {column} of {shape}: {got}, expected {expected}"));
                 }
@@ -152,8 +169,7 @@ impl Case {
         for (number, columns) in [widths[0], widths[0], widths[1], widths[2]].into_iter().enumerate() {
             let mut product = Product::random(random, element, rows, columns, inners[number]);
             product.output = ELEMENTS[number];
-            // No sum but that of its own column may see this one.
-            product.w[0] = f32::NAN;
+            product.add_special_columns(random, element);
             products.push(product);
         }
         Self { products, bundles }

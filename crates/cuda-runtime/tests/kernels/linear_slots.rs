@@ -176,10 +176,8 @@ pub(crate) fn check(text: &str, kernel: &str) -> Result<(), String> {
                 tolerance = tolerance * (factor.abs() + sums) + expected.abs() * sums;
                 expected *= factor;
             }
-            let got = f64::from(got[row * columns + column]);
-            let error = (got - expected).abs();
-            let near = error <= tolerance + expected.abs() * 1e-6 + 1e-30 || expected.is_nan() && got.is_nan();
-            if !near {
+            let got = got[row * columns + column];
+            if !Element::F32.is_near(got, expected, tolerance + expected.abs() * 1e-6 + 1e-30) {
                 return Err(format!("bundle {number}, row {row}, column {column}: {got}, expected {expected}"));
             }
         }

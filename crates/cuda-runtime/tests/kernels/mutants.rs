@@ -11,10 +11,16 @@ struct Mutant {
     text: String,
 }
 
+/// A rounding to nearest that rounds toward zero: the digits that the type has no room for are cut off first.
+fn cut_off(name: &str, to: &str, before: &str, from: &str, mask: &str) -> String {
+    let cut = format!("mov.b32 %cut0, {from}; and.b32 %cut0, %cut0, {mask}; mov.b32 %cut1, %cut0;");
+    format!("{{ .reg .b32 %cut0; .reg .f32 %cut1; {cut} {name} {to} {before} %cut1; }}")
+}
+
 /// What a line guards and the line that does not.
 fn mutation(lines: &[&str], index: usize) -> Option<(&'static str, String)> {
     let line = lines[index].trim();
-    let words: Vec<&str> = line.trim_end_matches(';').split_whitespace().collect();
+    let words: Vec<&str> = line.trim_matches(['{', '}', ' ']).trim_end_matches(';').split_whitespace().collect();
     match words.as_slice() {
         ["bar.sync" | "barrier.sync", ..] => Some(("barrier", String::new())),
         ["bar.warp.sync", ..] => Some(("warp barrier", String::new())),
@@ -22,6 +28,18 @@ fn mutation(lines: &[&str], index: usize) -> Option<(&'static str, String)> {
         // How many bytes of a copy there are: all of them, instead of none where they are absent.
         ["selp.b32", to, "16,", "0,", _] => Some(("size", format!("mov.b32 {to} 16;"))),
         ["cvt.rn.bf16.f32", ..] => Some(("rounding", line.replace(".rn.", ".rz."))),
+        [name @ "cvt.rn.f16.f32", to, from] => Some(("rounding", cut_off(name, to, "", from, "0xffffe000"))),
+        [name @ "cvt.rn.satfinite.e4m3x2.f32", to, high, low] => {
+            Some(("rounding", cut_off(name, to, high, low, "0xfff00000")))
+        }
+        // Rounding to e4m3 by integers: what is added to the nearest, the subnormal numbers, and the largest.
+        ["add.s32", to, from, "524287"] => {
+            Some(("rounding by code", format!("mov.b32 {to} {};", from.trim_end_matches(','))))
+        }
+        ["min.u32", to, from, "1138753536"] => Some(("clamp", format!("mov.b32 {to} {};", from.trim_end_matches(',')))),
+        ["add.rn.f32", ..] if index > 0 && lines[index - 1].contains("0f46800000") => {
+            Some(("rounding by code", line.replace(".rn.", ".rz.")))
+        }
         [guard, "bra", label] if guard.starts_with('@') => {
             let target = lines.iter().position(|line| line.trim() == format!("{label}:"));
             // A loop's way back guards nothing; without it the loop runs once, which is no question of bounds.
@@ -74,8 +92,8 @@ fn excuse(kernel: &str, mutant: &Mutant, lines: &[&str]) -> Option<&'static str>
         ("setp.ne.s32", "0") if before.ends_with(", 31;") || before.starts_with("bar.warp.sync") => {
             Some("lets one lane store, and all have the same value")
         }
-        ("setp.gt.u32" | "setp.lt.u32", "2139095040" | "1015021568") => {
-            Some("chooses a special case of values (NaN, infinity, small e4m3) that these inputs may lack")
+        ("setp.lt.u32", "2139095040") if kernel == "sample_f32" => {
+            Some("asks whether the logarithm's argument is above zero already, and this one is below")
         }
         ("setp.ge.u32", _) if before.starts_with("bar.sync") => {
             Some("without it zeros are brought behind the last slab, and nobody reads them")
