@@ -129,11 +129,11 @@ mod tests {
         assert_eq!(
             lines[..4],
             [
-                "| kernel | source | sm_80 | sm_86 | sm_89 | sm_90a | sm_100a | sm_120 | shared bytes | spilled bytes |",
-                "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-                "| `add_one` | `add.cu` | 17 | 16 | 16 | 16 | 16 | 16 | 1024 | \
-                 sm_80: 0, sm_86: 8, sm_89: 0, sm_90a: 0, sm_100a: 0, sm_120: 0 |",
-                "| `slots_one` | `slots.cu` | 17 | – | – | 16 | – | – | 1024 | 0 |",
+                "| kernel | source | sm_80 | sm_86 | sm_89 | sm_90 | sm_90a | sm_100a | sm_120 | shared bytes | spilled bytes |",
+                "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+                "| `add_one` | `add.cu` | 17 | 16 | 16 | 16 | 16 | 16 | 16 | 1024 | \
+                 sm_80: 0, sm_86: 8, sm_89: 0, sm_90: 0, sm_90a: 0, sm_100a: 0, sm_120: 0 |",
+                "| `slots_one` | `slots.cu` | 17 | – | 16 | 16 | 16 | – | – | 1024 | 0 |",
             ]
         );
         let terminal = table(&manifest);
