@@ -70,6 +70,11 @@ pub enum Dim {
     Blocks,
 }
 
+impl Dim {
+    /// The dimensions that a batch decides.
+    pub const SYMBOLIC: [Dim; 4] = [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks];
+}
+
 /// A count in the one way in which counts are written: no sign, no zeros in front.
 pub(crate) fn read_count(text: &str) -> Option<usize> {
     let odd = text.starts_with('+') || (text.len() > 1 && text.starts_with('0'));
@@ -124,6 +129,25 @@ impl Sizes {
             Dim::Sequences => self.sequences,
             Dim::LogitRows => self.logit_rows,
             Dim::Blocks => self.blocks,
+        }
+    }
+
+    /// Checks a batch's sizes against upper bounds.
+    ///
+    /// ```
+    /// use allotrope_graph::Sizes;
+    /// let limits = Sizes { tokens: 8, sequences: 2, logit_rows: 2, blocks: 4 };
+    /// assert_eq!(limits.check_within(&limits), Ok(()));
+    /// let batch = Sizes { tokens: 9, ..limits };
+    /// assert_eq!(batch.check_within(&limits), Err("a batch with T = 9 exceeds 8".to_owned()));
+    /// ```
+    ///
+    /// # Errors
+    /// In words, the first dimension that exceeds its bound.
+    pub fn check_within(&self, limits: &Sizes) -> Result<(), String> {
+        match Dim::SYMBOLIC.into_iter().find(|dim| self.of(*dim) > limits.of(*dim)) {
+            Some(dim) => Err(format!("a batch with {dim} = {} exceeds {}", self.of(dim), limits.of(dim))),
+            None => Ok(()),
         }
     }
 }

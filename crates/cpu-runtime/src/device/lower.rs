@@ -128,17 +128,10 @@ impl Lowering<'_> {
     }
 
     /// The layer's cache that a state value stands for, before or after writes.
-    pub(super) fn cache(&self, mut value: ValueId) -> Result<CacheView, DeviceError> {
-        loop {
-            let state = self.graph.value(value);
-            match &state.definition {
-                Definition::State { layer } => {
-                    return self.memory.cache(*layer).ok_or_else(|| internal(format!("layer {layer} has no KV cache")));
-                }
-                Definition::Op(op) => value = self.operand(self.graph.op(*op), 0)?,
-                _ => return Err(internal(format!("%{} is no KV cache", state.name))),
-            }
-        }
+    pub(super) fn cache(&self, value: ValueId) -> Result<CacheView, DeviceError> {
+        let name = &self.graph.value(value).name;
+        let layer = self.graph.cache_layer(value).ok_or_else(|| internal(format!("%{name} is no KV cache")))?;
+        self.memory.cache(layer).ok_or_else(|| internal(format!("layer {layer} has no KV cache")))
     }
 
     pub(super) fn broken(&self, op: &Op, what: &str) -> DeviceError {

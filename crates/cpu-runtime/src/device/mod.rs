@@ -226,12 +226,7 @@ fn check((memory, kernel): (u64, u64), sizes: &Sizes, limits: &Sizes) -> Result<
     if kernel != memory {
         return Err(internal("a kernel of another device, or of memory that was replaced, was run".to_owned()));
     }
-    for dim in [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks] {
-        if sizes.of(dim) > limits.of(dim) {
-            return Err(internal(format!("a batch with {dim} = {} exceeds {}", sizes.of(dim), limits.of(dim))));
-        }
-    }
-    Ok(())
+    sizes.check_within(limits).map_err(internal)
 }
 
 /// A number that no other memory of this process has.

@@ -9,7 +9,7 @@ use allotrope_graph::{
 };
 use allotrope_runtime::device::{CacheLayout, DeviceError};
 
-use super::{ALIGNMENT, Keep, internal, within};
+use super::{ALIGNMENT, Keep, internal};
 use crate::driver::{Buffer, Context, PinnedBuffer, Stream};
 
 /// Bytes of the live sizes, in front of the inputs.
@@ -130,9 +130,9 @@ impl Memory {
     /// Copies the inputs of a step to the device.
     pub(super) fn write(&mut self, stream: &Stream, inputs: &StepInputs) -> Result<(), DeviceError> {
         let sizes = inputs.sizes();
-        within(&sizes, &self.limits)?;
+        sizes.check_within(&self.limits).map_err(internal)?;
         let staging = self.staging.as_mut_slice::<i32>()?;
-        let live = [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks].map(|dim| sizes.of(dim) as i32);
+        let live = Dim::SYMBOLIC.map(|dim| sizes.of(dim) as i32);
         let mut copies = Vec::with_capacity(1 + self.places.len());
         copies.push(0..SIZES_BYTES);
         staging.get_mut(..live.len()).ok_or_else(|| internal("no room for sizes"))?.copy_from_slice(&live);

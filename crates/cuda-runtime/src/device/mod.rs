@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use allotrope_graph::memory::MemoryPlan;
-use allotrope_graph::{Dim, Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
+use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
 use allotrope_runtime::device::{CacheLayout, Device, DeviceError, GeneratedCode, RowSampling};
 use allotrope_runtime::{StartupLedger, WeightUpload};
 
@@ -148,7 +148,7 @@ impl CudaDevice {
         if *identity != self.identity {
             return Err(internal("a kernel of another device, or of memory that was replaced, was run"));
         }
-        within(sizes, limits)
+        sizes.check_within(limits).map_err(internal)
     }
 }
 
@@ -157,16 +157,6 @@ impl Drop for CudaDevice {
         // What still runs uses modules and memory that are about to go. An error ends it as well.
         let _ = self.stream.synchronize();
     }
-}
-
-/// Checks a batch against limits.
-fn within(sizes: &Sizes, limits: &Sizes) -> Result<(), DeviceError> {
-    for dim in [Dim::Tokens, Dim::Sequences, Dim::LogitRows, Dim::Blocks] {
-        if sizes.of(dim) > limits.of(dim) {
-            return Err(internal(format!("a batch with {dim} = {} exceeds {}", sizes.of(dim), limits.of(dim))));
-        }
-    }
-    Ok(())
 }
 
 impl Device for CudaDevice {

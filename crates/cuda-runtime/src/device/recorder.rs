@@ -3,7 +3,7 @@
 use allotrope_graph::Sizes;
 use allotrope_runtime::device::{DeviceError, Recorder};
 
-use super::{CudaKernel, Identity, Keep, internal, within};
+use super::{CudaKernel, Identity, Keep, internal};
 use crate::driver::{DriverError, Graph, GraphExec, Stream};
 
 /// Captures kernels, on a stream of its own: other work of the device goes on meanwhile.
@@ -39,7 +39,7 @@ impl CudaRecording {
 
 impl Recorder<CudaKernel, CudaRecording> for CudaRecorder {
     fn record(&mut self, kernels: &[CudaKernel], sizes: &Sizes) -> Result<CudaRecording, DeviceError> {
-        within(sizes, &self.limits)?;
+        sizes.check_within(&self.limits).map_err(internal)?;
         if kernels.iter().any(|kernel| kernel.identity != self.identity) {
             return Err(internal("a kernel of other memory than the recorder's was recorded"));
         }

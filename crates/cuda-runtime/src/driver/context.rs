@@ -122,15 +122,6 @@ impl Context {
         self.alive("the call")
     }
 
-    /// Makes the context current to the calling thread, for libraries that expect that. Calls of this module do it
-    /// themselves.
-    ///
-    /// # Errors
-    /// If the context is dead.
-    pub fn bind(&self) -> Result<(), DriverError> {
-        self.enter("cuCtxSetCurrent")
-    }
-
     /// Whether kernels may begin before the one before them has ended (programmatic dependent launch).
     pub fn has_dependent_launch(&self) -> bool {
         self.shared.info.capability >= (9, 0)

@@ -5,7 +5,7 @@ use allotrope_graph::{DType, Graph, OpId, OpKind};
 
 use super::linear::{type_code, type_name};
 use super::{Grid, KernelCode, MOST_SHARED_MEMORY, Parameter, PlannedLaunch, SIZES, Slots, Word};
-use crate::program::{Bundle, MOST_POINTERS, Pointer, layer_of};
+use crate::program::{Bundle, MOST_POINTERS, Pointer};
 
 /// Where the parameter has its array of pointers, in bytes.
 pub(super) const POINTERS_OFFSET: usize = 96;
@@ -36,7 +36,7 @@ pub(super) fn launch(graph: &Graph, ops: &[OpId]) -> Result<PlannedLaunch, Strin
         return Err(format!("{heads} query heads over {kv_heads} KV heads of {head_dim} have no kernel"));
     }
     let group = heads / kv_heads;
-    let layer = layer_of(graph, cache_value).ok_or("attention over a cache of no layer")?;
+    let layer = graph.cache_layer(cache_value).ok_or("attention over a cache of no layer")?;
     let epilogue: Vec<OpId> = ops.iter().filter(|op| **op != id).copied().collect();
     let name = format!("attention_{}", type_name(dtype));
     let tile_offset = own_bytes(group, head_dim).next_multiple_of(16);

@@ -121,16 +121,31 @@ pub struct LaunchPlan {
 pub fn plan(graph: &Graph, ops: &[OpId], features: Features) -> Result<LaunchPlan, String> {
     let first = ops.first().ok_or("a launch without operations")?;
     let rows = graph.rows_of(*first)?;
-    let has = |is: fn(&OpKind) -> bool| ops.iter().any(|op| is(&graph.op(*op).kind));
     let one = |launch: PlannedLaunch| vec![Variant { most_rows: usize::MAX, launches: vec![launch] }];
-    let variants = if has(|kind| matches!(kind, OpKind::Linear { .. })) {
-        linear::variants(graph, ops, rows, Some(features))?
-    } else if has(|kind| matches!(kind, OpKind::Attention { .. })) {
-        one(attention::launch(graph, ops)?)
-    } else {
-        one(row_program(graph, ops, &[], features))
+    let variants = match family(graph, ops) {
+        Family::Products => linear::variants(graph, ops, rows, Some(features))?,
+        Family::Attention => one(attention::launch(graph, ops)?),
+        Family::Rows => one(row_program(graph, ops, &[], features)),
     };
     Ok(LaunchPlan { rows, variants })
+}
+
+/// What the kernel of a group is built around.
+enum Family {
+    Products,
+    Attention,
+    Rows,
+}
+
+fn family(graph: &Graph, ops: &[OpId]) -> Family {
+    let has = |is: fn(&OpKind) -> bool| ops.iter().any(|op| is(&graph.op(*op).kind));
+    if has(|kind| matches!(kind, OpKind::Linear { .. })) {
+        Family::Products
+    } else if has(|kind| matches!(kind, OpKind::Attention { .. })) {
+        Family::Attention
+    } else {
+        Family::Rows
+    }
 }
 
 /// The launch of a row program, which writes `handed_over` beside what crosses launches anyway.
@@ -144,8 +159,10 @@ fn row_program(graph: &Graph, ops: &[OpId], handed_over: &[ValueId], features: F
 
 /// Values inside a group that need memory while it runs.
 pub(crate) fn workspace(graph: &Graph, ops: &[OpId]) -> Vec<ValueId> {
-    let has_products = ops.iter().any(|op| matches!(graph.op(*op).kind, OpKind::Linear { .. }));
-    if has_products { linear::workspace(graph, ops) } else { Vec::new() }
+    match family(graph, ops) {
+        Family::Products => linear::workspace(graph, ops),
+        Family::Attention | Family::Rows => Vec::new(),
+    }
 }
 
 /// Whether there is a kernel for these operations together, as far as sizes and types decide it.
@@ -160,13 +177,10 @@ pub(crate) fn check(graph: &Graph, ops: &[OpId]) -> Result<(), String> {
     if entries > MOST_POINTERS && entries - internal_operands(graph, ops) > MOST_POINTERS {
         return Err(format!("one launch names at most {MOST_POINTERS} values and numbers"));
     }
-    let has = |is: fn(&OpKind) -> bool| ops.iter().any(|op| is(&graph.op(*op).kind));
-    if has(|kind| matches!(kind, OpKind::Linear { .. })) {
-        linear::variants(graph, ops, graph.rows_of(*first)?, None).map(drop)
-    } else if has(|kind| matches!(kind, OpKind::Attention { .. })) {
-        attention::launch(graph, ops).map(drop)
-    } else {
-        Ok(())
+    match family(graph, ops) {
+        Family::Products => linear::variants(graph, ops, graph.rows_of(*first)?, None).map(drop),
+        Family::Attention => attention::launch(graph, ops).map(drop),
+        Family::Rows => Ok(()),
     }
 }
 

@@ -20,4 +20,4 @@ pub use pointers::{MOST_POINTERS, Pointer, Pointers};
 pub use rows::BLOCK;
 pub use slots::{Bundle, Filling, TemplateError, fill};
 pub use stores::RowProgram;
-pub(crate) use stores::{layer_of, place_of_size};
+pub(crate) use stores::place_of_size;

@@ -1,6 +1,6 @@
 //! Whole kernels for row programs: a team of threads for each row.
 
-use allotrope_graph::{Input, OpId, OpKind, ValueId};
+use allotrope_graph::{Graph, Input, OpId, OpKind, ValueId};
 
 use super::code::{Class, Register, emit};
 use super::generator::{Generator, Scalar};
@@ -63,15 +63,14 @@ pub(super) struct Team {
     pub(super) scratch: Register,
 }
 
+/// The row reductions among operations, in order.
+pub(super) fn reductions(graph: &Graph, ops: &[OpId]) -> Vec<OpId> {
+    ops.iter().filter(|op| matches!(graph.op(**op).kind, OpKind::RmsNorm { .. })).copied().collect()
+}
+
 impl Generator<'_> {
     pub(super) fn word(&mut self) -> Register {
         self.code.register(Class::Word)
-    }
-
-    /// The row reductions among the operations, in order.
-    pub(super) fn reductions(&self) -> Vec<OpId> {
-        let is_reduction = |op: &&OpId| matches!(self.graph.op(**op).kind, OpKind::RmsNorm { .. });
-        self.ops.iter().filter(is_reduction).copied().collect()
     }
 
     /// Runs `body` for each chunk of a row that a thread has, with the elements that are within the row.
@@ -262,7 +261,7 @@ impl Generator<'_> {
     /// Computes and writes one row.
     pub(super) fn whole_row(&mut self, stores: &[Store], team: Team) {
         self.read_indices();
-        for reduction in self.reductions() {
+        for reduction in reductions(self.graph, self.ops) {
             let scalar = self.reduce(reduction, team);
             self.scalars.insert(reduction, Scalar::Register(scalar));
         }

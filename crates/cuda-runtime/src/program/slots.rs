@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use allotrope_graph::{Graph, OpId, OpKind, ValueId};
+use allotrope_graph::{Graph, OpId, ValueId};
 
 use super::code::{Block, Class, Register, emit};
 use super::generator::{Features, Generator, ParameterArray, Scalar, Tile};
 use super::place::{CHUNK, Elements, Mask, Place};
 use super::pointers::Pointers;
-use super::rows::{BLOCK, Store, Team, team_for};
+use super::rows::{BLOCK, Store, Team, reductions, team_for};
 use super::stores::stores;
 
 /// How marker lines begin.
@@ -43,6 +43,11 @@ impl Bundle {
     fn has_whole_tiles(&self) -> bool {
         self.columns.is_multiple_of(self.tile_columns)
     }
+
+    /// Whether every chunk of a tile has all its elements.
+    fn has_whole_chunks(&self) -> bool {
+        self.tile_columns.is_multiple_of(CHUNK) && self.columns.is_multiple_of(CHUNK)
+    }
 }
 
 /// What the slots of one kernel are filled with.
@@ -64,8 +69,7 @@ pub struct Filling<'a> {
 
 impl Filling<'_> {
     fn reductions(&self) -> Vec<OpId> {
-        let is_reduction = |op: &&OpId| matches!(self.graph.op(**op).kind, OpKind::RmsNorm { .. });
-        self.prologue.iter().filter(is_reduction).copied().collect()
+        reductions(self.graph, &self.prologue)
     }
 
     /// Bytes of shared memory that the slots need.
@@ -312,9 +316,10 @@ impl Slot<'_> {
         emit!(g, "add.u32 {row}, {row0}, {row_in_tile};");
         self.find_scalars(g, row_in_tile, scratch);
         g.begin_row(row);
+        // They serve every store, and so does the index of a store's row: the code of the bundle runs from top to bottom.
+        let place = Self::tile_place(g, bundle, base, first_column);
+        let valid = Self::tile_valid(g, bundle, base, first_column);
         for store in self.stores(g, bundle) {
-            // The index of a store's row is read once: the code of the bundle runs from top to bottom.
-            let (place, valid) = self.tile_chunk(g, bundle, base, first_column);
             g.write(store, place, valid.as_ref());
         }
         g.code.place(skip);
@@ -344,49 +349,28 @@ impl Slot<'_> {
         all.into_iter().filter(|store| owner(store).is_some_and(|owner| owner.values == bundle.values)).collect()
     }
 
-    /// The elements of a chunk of the tile, and which of them the tile and the result have.
-    fn tile_chunk(
-        &self,
-        g: &mut Generator<'_>,
-        bundle: &Bundle,
-        base: Register,
-        first_column: Register,
-    ) -> (Place, Option<Mask>) {
-        if let Some(place) = g.chunks.get(&(bundle.columns, 0, 0)) {
-            let place = *place;
-            let valid = self.tile_valid(g, bundle, base, first_column);
-            return (place, valid);
+    /// The elements of a chunk of the tile.
+    fn tile_place(g: &mut Generator<'_>, bundle: &Bundle, base: Register, first_column: Register) -> Place {
+        if bundle.has_whole_chunks() {
+            return g.new_place(Elements::Run(base));
         }
-        let whole = bundle.tile_columns.is_multiple_of(CHUNK) && bundle.columns.is_multiple_of(CHUNK);
-        let place = if whole {
-            g.new_place(Elements::Run(base))
-        } else {
-            let last = g.word();
-            emit!(g, "add.u32 {last}, {first_column}, {};", bundle.tile_columns - 1);
-            if !bundle.has_whole_tiles() {
-                emit!(g, "min.u32 {last}, {last}, {};", bundle.columns - 1);
-            }
-            let each = std::array::from_fn(|element| {
-                let index = g.word();
-                emit!(g, "add.u32 {index}, {base}, {element};");
-                emit!(g, "min.u32 {index}, {index}, {last};");
-                index
-            });
-            g.new_place(Elements::Each(each))
-        };
-        g.chunks.insert((bundle.columns, 0, 0), place);
-        let valid = self.tile_valid(g, bundle, base, first_column);
-        (place, valid)
+        let last = g.word();
+        emit!(g, "add.u32 {last}, {first_column}, {};", bundle.tile_columns - 1);
+        if !bundle.has_whole_tiles() {
+            emit!(g, "min.u32 {last}, {last}, {};", bundle.columns - 1);
+        }
+        let each = std::array::from_fn(|element| {
+            let index = g.word();
+            emit!(g, "add.u32 {index}, {base}, {element};");
+            emit!(g, "min.u32 {index}, {index}, {last};");
+            index
+        });
+        g.new_place(Elements::Each(each))
     }
 
-    fn tile_valid(
-        &self,
-        g: &mut Generator<'_>,
-        bundle: &Bundle,
-        base: Register,
-        first_column: Register,
-    ) -> Option<Mask> {
-        if bundle.tile_columns.is_multiple_of(CHUNK) && bundle.columns.is_multiple_of(CHUNK) {
+    /// For each element of a chunk whether the tile and the result have it, where that is not so for all.
+    fn tile_valid(g: &mut Generator<'_>, bundle: &Bundle, base: Register, first_column: Register) -> Option<Mask> {
+        if bundle.has_whole_chunks() {
             return None;
         }
         let end = g.word();

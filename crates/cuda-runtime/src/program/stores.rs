@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 
 use allotrope_graph::memory::MemoryPlan;
-use allotrope_graph::{Definition, Graph, OpId, OpKind, ValueId};
+use allotrope_graph::{Dim, Graph, OpId, OpKind, ValueId};
 
 use super::code::{Block, Class, emit};
 use super::generator::{Features, Generator, ParameterArray};
 use super::pointers::{Pointer, Pointers};
-use super::rows::{BLOCK, Store, Team, team_for};
+use super::rows::{BLOCK, Store, Team, reductions, team_for};
 
 /// The kernel of a row program.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,7 +32,7 @@ pub(super) fn stores(graph: &Graph, ops: &[OpId]) -> Vec<Store> {
     for id in ops {
         let op = graph.op(*id);
         if matches!(op.kind, OpKind::KvWrite) {
-            let layer = layer_of(graph, op.output).unwrap_or(0);
+            let layer = graph.cache_layer(op.output).unwrap_or(0);
             stores.push(Store::Keys(*id, op.inputs[1], layer));
             stores.push(Store::Values(*id, op.inputs[2], layer));
         } else if graph.tensor_type(op.output).is_some() && MemoryPlan::crosses_launches(graph, op.output) {
@@ -40,17 +40,6 @@ pub(super) fn stores(graph: &Graph, ops: &[OpId]) -> Vec<Store> {
         }
     }
     stores
-}
-
-/// The layer whose cache a state value is, before or after writes.
-pub(crate) fn layer_of(graph: &Graph, mut value: ValueId) -> Option<usize> {
-    loop {
-        match &graph.value(value).definition {
-            Definition::State { layer } => return Some(*layer),
-            Definition::Op(op) => value = *graph.op(*op).inputs.first()?,
-            Definition::Input(_) | Definition::Weight(_) => return None,
-        }
-    }
 }
 
 /// The first lines of a module.
@@ -62,14 +51,9 @@ pub(super) fn header(features: Features) -> &'static str {
     }
 }
 
-/// Which of the live sizes counts the rows of a program.
-pub(crate) const fn place_of_size(rows: allotrope_graph::Dim) -> usize {
-    match rows {
-        allotrope_graph::Dim::LogitRows => 2,
-        allotrope_graph::Dim::Sequences => 1,
-        allotrope_graph::Dim::Blocks => 3,
-        _ => 0,
-    }
+/// Which of the live sizes counts the rows of a program: they are in the order of [`Dim::SYMBOLIC`].
+pub(crate) fn place_of_size(rows: Dim) -> usize {
+    Dim::SYMBOLIC.iter().position(|dim| *dim == rows).unwrap_or(0)
 }
 
 impl RowProgram {
@@ -81,10 +65,10 @@ impl RowProgram {
         stores.extend(handed_over.iter().map(|value| Store::Value(*value)));
         let widest = ops.iter().filter_map(|op| graph.tensor_type(graph.op(*op).output)?.width()).max().unwrap_or(1);
         // The widest reduction decides; without one, the widest row.
-        let reduced = ops.iter().filter(|op| matches!(graph.op(**op).kind, OpKind::RmsNorm { .. }));
-        let reduced = reduced.filter_map(|op| graph.tensor_type(graph.op(*op).output)?.width()).max();
+        let reduced = reductions(graph, ops).into_iter();
+        let reduced = reduced.filter_map(|op| graph.tensor_type(graph.op(op).output)?.width()).max();
         let threads = team_for(reduced.unwrap_or(widest));
-        let rows = ops.first().and_then(|op| graph.rows_of(*op).ok()).unwrap_or(allotrope_graph::Dim::Tokens);
+        let rows = ops.first().and_then(|op| graph.rows_of(*op).ok()).unwrap_or(Dim::Tokens);
         let mut generator = Generator::new(graph, ops, features, &mut pointers, parameter, 0);
         generator.kernel(&stores, threads, place_of_size(rows));
         let Block { text, tables } = generator.code.finish();

@@ -162,6 +162,17 @@ impl Graph {
         }
     }
 
+    /// The layer whose KV cache a value is, before or after writes; `None` if it is none.
+    pub fn cache_layer(&self, mut id: ValueId) -> Option<usize> {
+        loop {
+            match &self.value(id).definition {
+                Definition::State { layer } => return Some(*layer),
+                Definition::Op(op) => id = *self.op(*op).inputs.first()?,
+                Definition::Input(_) | Definition::Weight(_) => return None,
+            }
+        }
+    }
+
     /// The place of an operation's group in [`Graph::groups`]; `usize::MAX` for an operation in no group, which a graph that
     /// [`verify`](crate::verify::verify) accepts does not have.
     pub fn group_of(&self, op: OpId) -> usize {
