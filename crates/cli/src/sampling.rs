@@ -74,6 +74,7 @@ impl SamplingFlags {
             max_tokens: self.max_tokens.or(asked.max_tokens),
             stop: if self.stop.is_empty() { asked.stop } else { self.stop.clone() },
             ignore_eos: self.ignore_eos || asked.ignore_eos,
+            ..asked
         }
     }
 }

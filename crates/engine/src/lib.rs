@@ -34,5 +34,5 @@ pub use error::EngineError;
 pub use llm::{Llm, LlmBuilder, Statistics};
 pub use plan::Plan;
 pub use request::{Completion, Delta, FinishReason, Prompt, TokenLogits};
-pub use sampling::{SamplingError, SamplingParams};
+pub use sampling::{LogprobCount, SamplingError, SamplingParams, StructuredOutput};
 pub use stream::CompletionStream;

@@ -7,6 +7,6 @@ mod sampler;
 mod token_counts;
 
 pub use error::SamplingError;
-pub use params::SamplingParams;
+pub use params::{LogprobCount, SamplingParams, StructuredOutput};
 pub(crate) use sampler::Sampler;
 pub(crate) use token_counts::TokenCounts;

@@ -1,0 +1,266 @@
+//! The boundary of the engine: token ids in, token ids out, over bounded channels.
+//!
+//! [`channel`] makes the two ends. The engine's thread holds the [`EngineInbox`], everyone else clones of the [`EngineClient`].
+//! Dropping a [`TokenReceiver`] is how a request is cancelled: the engine looks at the other end before each step, so the
+//! request is gone within one.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::request::{FinishReason, TokenRequest};
+use crate::status::{EngineState, EngineStatus};
+
+/// Submissions that may lie between two steps.
+const MAILBOX: usize = 1024;
+
+/// What bounds the requests that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Requests that may wait to be run; more are refused.
+    pub requests: usize,
+    /// Tokens that their prompts may have together; a request that finds nothing waiting is taken whatever its length.
+    pub tokens: usize,
+}
+
+impl QueueLimits {
+    /// No bound but that of the mailbox.
+    pub const UNLIMITED: QueueLimits = QueueLimits { requests: usize::MAX, tokens: usize::MAX };
+}
+
+/// A token with its probability and those of its rivals, as natural logarithms of the model's own distribution (before
+/// penalties and temperature).
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token that was chosen or given.
+    pub token: u32,
+    /// Its logarithm of the probability; negative infinity where the token was masked.
+    pub logprob: f32,
+    /// How many tokens are as likely or likelier, itself among them.
+    pub rank: u32,
+    /// The most likely tokens, the likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// What is known of a prompt when its first token is there.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PromptReport {
+    /// Tokens whose keys and values were in the prefix cache.
+    pub cached_tokens: usize,
+    /// From arrival to the request's first step.
+    pub queued: Duration,
+    /// From the first step to the first token.
+    pub prefill: Duration,
+    /// For each token of the prompt its probability, `None` for the first; empty if not asked for.
+    pub logprobs: Vec<Option<TokenLogprobs>>,
+}
+
+/// Why a request ended, as the engine sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finish {
+    /// The reason.
+    pub reason: FinishReason,
+    /// The token of `stop_token_ids` that ended it; none for the model's own end tokens.
+    pub stop_token: Option<u32>,
+}
+
+/// The next token of a request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenOutput {
+    /// The token.
+    pub token: u32,
+    /// Its probability, if asked for.
+    pub logprobs: Option<TokenLogprobs>,
+    /// Set with the last token.
+    pub finish: Option<Finish>,
+    /// With the first token.
+    pub prompt: Option<Box<PromptReport>>,
+}
+
+/// Why the engine gives up a request that was right when it came.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RequestFailure {
+    /// No token can be chosen: the model's logits are not finite, or everything is masked. Other requests go on.
+    #[error("{0}")]
+    Sampling(String),
+    /// The grammar of a structured output can't go on. Other requests go on.
+    #[error("the structured output can't go on: {0}")]
+    Grammar(String),
+    /// The engine has stopped: its device failed, or a bug ended its thread.
+    #[error("the engine has stopped: {0}")]
+    EngineDead(String),
+    /// The engine shuts down.
+    #[error("the engine shuts down")]
+    ShuttingDown,
+}
+
+/// Why the engine takes no further request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Too many requests wait already.
+    #[error("{waiting} requests with {tokens} tokens wait already; try again later")]
+    Overloaded {
+        /// Requests that wait.
+        waiting: usize,
+        /// Tokens of their prompts.
+        tokens: usize,
+    },
+    /// The engine shuts down.
+    #[error("the engine shuts down")]
+    ShuttingDown,
+    /// The engine has stopped.
+    #[error("the engine has stopped: {0}")]
+    EngineDead(String),
+}
+
+/// One event of a request.
+pub type TokenEvent = Result<TokenOutput, RequestFailure>;
+
+/// A request on its way to the engine.
+#[derive(Debug)]
+pub struct Submission {
+    /// The request.
+    pub request: TokenRequest,
+    /// When it came.
+    pub arrived: Instant,
+    /// Where its tokens go. It has room for all that the request may produce, so sending never waits.
+    pub outputs: mpsc::Sender<TokenEvent>,
+}
+
+/// Makes the two ends of an engine's boundary.
+#[must_use]
+pub fn channel(limits: QueueLimits) -> (EngineClient, EngineInbox) {
+    let (sender, receiver) = mpsc::channel(MAILBOX);
+    let status = Arc::new(EngineStatus::new());
+    (EngineClient { sender, status: Arc::clone(&status), limits }, EngineInbox { receiver, status })
+}
+
+/// The end that gives requests to an engine. Clones are of the same engine; it stops when the last is dropped.
+#[derive(Debug, Clone)]
+pub struct EngineClient {
+    sender: mpsc::Sender<Submission>,
+    status: Arc<EngineStatus>,
+    limits: QueueLimits,
+}
+
+impl EngineClient {
+    /// Gives the engine a request. Never waits.
+    ///
+    /// # Errors
+    /// If too many wait already, or the engine has stopped or is about to.
+    pub fn submit(&self, request: TokenRequest) -> Result<TokenReceiver, SubmitError> {
+        match self.status.state() {
+            EngineState::Running => {}
+            EngineState::Draining | EngineState::Stopped => return Err(SubmitError::ShuttingDown),
+            EngineState::Dead(reason) => return Err(SubmitError::EngineDead(reason)),
+        }
+        let tokens = request.prompt.len();
+        let (waiting, waiting_tokens) = self.status.waiting();
+        let full = waiting >= self.limits.requests;
+        let long = waiting > 0 && waiting_tokens.saturating_add(tokens) > self.limits.tokens;
+        let overloaded = SubmitError::Overloaded { waiting, tokens: waiting_tokens };
+        if full || long {
+            self.status.count_rejection();
+            return Err(overloaded);
+        }
+        // Room for every token and for a failure after them: the engine never waits for a reader, and what is not read is bounded
+        // by the request itself.
+        let (outputs, receiver) = mpsc::channel(request.max_tokens.saturating_add(1).min(mpsc_bound()));
+        self.status.came(tokens);
+        let submission = Submission { request, arrived: Instant::now(), outputs };
+        match self.sender.try_send(submission) {
+            Ok(()) => Ok(TokenReceiver { receiver }),
+            Err(refused) => {
+                self.status.left(tokens);
+                self.status.count_rejection();
+                match refused {
+                    mpsc::error::TrySendError::Full(_) => Err(overloaded),
+                    mpsc::error::TrySendError::Closed(_) => match self.status.state() {
+                        EngineState::Dead(reason) => Err(SubmitError::EngineDead(reason)),
+                        _ => Err(SubmitError::ShuttingDown),
+                    },
+                }
+            }
+        }
+    }
+
+    /// What the engine is doing.
+    pub fn status(&self) -> &Arc<EngineStatus> {
+        &self.status
+    }
+}
+
+/// The most that a channel of the runtime may hold.
+fn mpsc_bound() -> usize {
+    tokio::sync::Semaphore::MAX_PERMITS
+}
+
+/// The end that an engine's thread takes requests from.
+#[derive(Debug)]
+pub struct EngineInbox {
+    receiver: mpsc::Receiver<Submission>,
+    status: Arc<EngineStatus>,
+}
+
+impl EngineInbox {
+    /// The next request if there is one now. The error is that no more will come.
+    ///
+    /// # Errors
+    /// [`Closed`] when all clients are gone and nothing is left.
+    pub fn try_next(&mut self) -> Result<Option<Submission>, Closed> {
+        match self.receiver.try_recv() {
+            Ok(submission) => Ok(Some(submission)),
+            Err(mpsc::error::TryRecvError::Empty) => Ok(None),
+            Err(mpsc::error::TryRecvError::Disconnected) => Err(Closed),
+        }
+    }
+
+    /// Waits for the next request; `None` when no more will come. Not to be called on a thread of an async runtime.
+    pub fn wait_next(&mut self) -> Option<Submission> {
+        self.receiver.blocking_recv()
+    }
+
+    /// The same for an engine that is a task, as those of tests are.
+    pub async fn next(&mut self) -> Option<Submission> {
+        self.receiver.recv().await
+    }
+
+    /// Takes no further requests; those that came before are still given.
+    pub fn close(&mut self) {
+        self.receiver.close();
+    }
+
+    /// Where the engine says what it is doing.
+    pub fn status(&self) -> &Arc<EngineStatus> {
+        &self.status
+    }
+}
+
+/// No more requests will come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed;
+
+/// The tokens of one request as they come. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct TokenReceiver {
+    receiver: mpsc::Receiver<TokenEvent>,
+}
+
+impl TokenReceiver {
+    /// Waits for the next token; `None` after the last.
+    pub async fn next(&mut self) -> Option<TokenEvent> {
+        self.receiver.recv().await
+    }
+
+    /// The next token if it is there.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<TokenEvent>> {
+        self.receiver.poll_recv(context)
+    }
+
+    /// Waits for the next token on a thread that belongs to no async runtime.
+    pub fn wait_next(&mut self) -> Option<TokenEvent> {
+        self.receiver.blocking_recv()
+    }
+}

@@ -1,0 +1,140 @@
+//! What an engine is doing, for those outside its thread: counters that any thread may read at any time.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::llm::Statistics;
+
+/// Whether an engine takes requests and runs steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineState {
+    /// It takes requests.
+    Running,
+    /// It finishes those that it has.
+    Draining,
+    /// It has stopped as asked.
+    Stopped,
+    /// Its device failed or its thread ended; the reason is for the log, not for clients.
+    Dead(String),
+}
+
+/// Counters of an engine. All are monotonic but those that say otherwise.
+#[derive(Debug)]
+pub struct EngineStatus {
+    started: Instant,
+    state: Mutex<EngineState>,
+    statistics: Mutex<Option<Statistics>>,
+    waiting: AtomicUsize,
+    waiting_tokens: AtomicUsize,
+    running: AtomicUsize,
+    rejections: AtomicU64,
+    steps: AtomicU64,
+    /// Milliseconds after `started`.
+    last_step: AtomicU64,
+    used_blocks: AtomicUsize,
+    total_blocks: AtomicUsize,
+}
+
+impl EngineStatus {
+    pub(crate) fn new() -> Self {
+        EngineStatus {
+            started: Instant::now(),
+            state: Mutex::new(EngineState::Running),
+            statistics: Mutex::new(None),
+            waiting: AtomicUsize::new(0),
+            waiting_tokens: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            rejections: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
+            last_step: AtomicU64::new(0),
+            used_blocks: AtomicUsize::new(0),
+            total_blocks: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether it takes requests.
+    pub fn state(&self) -> EngineState {
+        lock(&self.state).clone()
+    }
+
+    /// Changes the state; a dead engine stays dead.
+    pub fn set_state(&self, state: EngineState) {
+        let mut current = lock(&self.state);
+        if !matches!(*current, EngineState::Dead(_)) {
+            *current = state;
+        }
+    }
+
+    /// Requests that came and have not been run yet, and the tokens of their prompts. A gauge.
+    pub fn waiting(&self) -> (usize, usize) {
+        (self.waiting.load(Relaxed), self.waiting_tokens.load(Relaxed))
+    }
+
+    /// Requests that hold blocks of the KV cache. A gauge.
+    pub fn running(&self) -> usize {
+        self.running.load(Relaxed)
+    }
+
+    /// Requests that were refused because too many waited.
+    pub fn rejections(&self) -> u64 {
+        self.rejections.load(Relaxed)
+    }
+
+    /// Steps that were run.
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Relaxed)
+    }
+
+    /// Time since the last step ended, or since the start.
+    pub fn since_last_step(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.last_step.load(Relaxed)))
+    }
+
+    /// Blocks of the KV cache that requests hold, and all that there are. A gauge.
+    pub fn blocks(&self) -> (usize, usize) {
+        (self.used_blocks.load(Relaxed), self.total_blocks.load(Relaxed))
+    }
+
+    /// The counters of the model as of some moment within the last second while steps run; `None` before the first.
+    pub fn statistics(&self) -> Option<Statistics> {
+        lock(&self.statistics).clone()
+    }
+
+    /// Says that a request came with so many tokens; it waits now.
+    pub fn came(&self, tokens: usize) {
+        self.waiting.fetch_add(1, Relaxed);
+        self.waiting_tokens.fetch_add(tokens, Relaxed);
+    }
+
+    /// Says that a request that came waits no longer: it runs, or it is gone.
+    pub fn left(&self, tokens: usize) {
+        self.waiting.fetch_sub(1, Relaxed);
+        self.waiting_tokens.fetch_sub(tokens, Relaxed);
+    }
+
+    pub(crate) fn count_rejection(&self) {
+        self.rejections.fetch_add(1, Relaxed);
+    }
+
+    /// Says that a step ended, or that there is nothing to run.
+    pub fn stepped(&self, running: usize, used_blocks: usize, total_blocks: usize, ran: bool) {
+        self.running.store(running, Relaxed);
+        self.used_blocks.store(used_blocks, Relaxed);
+        self.total_blocks.store(total_blocks, Relaxed);
+        if ran {
+            self.steps.fetch_add(1, Relaxed);
+        }
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_step.store(now, Relaxed);
+    }
+
+    pub(crate) fn set_statistics(&self, statistics: Statistics) {
+        *lock(&self.statistics) = Some(statistics);
+    }
+}
+
+/// A lock whose holder panicked holds whole values all the same: each is replaced in one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
