@@ -1,83 +1,134 @@
-//! An answer under way: tokens become text, and text ends at a stop string.
+//! From the tokens of one request to its text: decoding, stop strings, and the whole answer.
 
-use std::time::Duration;
+use std::time::Instant;
 
-use allotrope_model::{TokenStream, Tokenizer};
+use allotrope_model::{Tokenizer, TokenStream};
 
-use crate::engine_core::Produced;
+use crate::client::{PromptReport, TokenOutput};
 use crate::error::EngineError;
 use crate::output::OutputText;
-use crate::request::{Completion, Delta, FinishReason, Request};
+use crate::request::{Completion, Delta, FinishReason, StopReason, TokenRequest};
 
 /// One answer, from its first token to its last.
+#[derive(Debug)]
 pub(crate) struct Answer {
+    index: usize,
     decoder: TokenStream,
     output: OutputText,
-    text: String,
-    tokens: Vec<u32>,
+    stop: Vec<String>,
+    min_tokens: usize,
+    produced: usize,
     end_tokens: Vec<u32>,
-    prompt_tokens: usize,
-    finish_reason: Option<FinishReason>,
-    prefill: Duration,
-    decode: Duration,
+    is_finished: bool,
 }
 
 impl Answer {
-    pub(crate) fn new(tokenizer: &Tokenizer, request: &Request) -> Self {
+    /// The answer to a request, the one of `index` of several to a prompt.
+    pub(crate) fn new(tokenizer: &Tokenizer, request: &TokenRequest, index: usize) -> Self {
+        let params = &request.params;
         Answer {
-            decoder: tokenizer.stream(true),
-            output: OutputText::new(&request.params.stop),
-            text: String::new(),
-            tokens: Vec::new(),
-            end_tokens: request.end_tokens.clone(),
-            prompt_tokens: request.prompt.len(),
-            finish_reason: None,
-            prefill: Duration::ZERO,
-            decode: Duration::ZERO,
+            index,
+            decoder: tokenizer.stream(params.skip_special_tokens),
+            output: OutputText::new(&params.stop, params.include_stop_str_in_output),
+            stop: params.stop.clone(),
+            min_tokens: params.min_tokens,
+            produced: 0,
+            end_tokens: request.end_tokens.iter().chain(&params.stop_token_ids).copied().collect(),
+            is_finished: false,
         }
     }
 
     pub(crate) fn is_finished(&self) -> bool {
-        self.finish_reason.is_some()
+        self.is_finished
     }
 
     /// Takes the next token and gives the text that is now certain.
-    pub(crate) fn push(&mut self, produced: &Produced) -> Result<Delta, EngineError> {
-        self.tokens.push(produced.token);
-        (self.prefill, self.decode) = (produced.prefill, produced.decode);
+    pub(crate) fn push(&mut self, output: TokenOutput) -> Result<Delta, EngineError> {
+        let TokenOutput { token, logprobs, finish, prompt } = output;
+        self.produced += 1;
         let mut text = String::new();
-        let mut finish_reason = produced.finish_reason;
-        if !self.end_tokens.contains(&produced.token) {
-            let piece = self.decoder.push(produced.token)?.unwrap_or_default();
-            let emitted = self.output.push(&piece);
-            text.push_str(&emitted.text);
-            if emitted.stopped {
-                finish_reason = Some(FinishReason::Stop);
-            }
+        let mut stopped = None;
+        let is_end = finish.is_some_and(|finish| finish.reason == FinishReason::Stop) && self.end_tokens.contains(&token);
+        if !is_end {
+            let piece = self.decoder.push(token)?.unwrap_or_default();
+            stopped = self.show(&piece, &mut text);
         }
-        if finish_reason.is_some() {
+        if finish.is_some() && stopped.is_none() {
             let rest = self.decoder.flush()?.unwrap_or_default();
-            let emitted = self.output.push(&rest);
-            text.push_str(&emitted.text);
+            stopped = self.show(&rest, &mut text);
             text.push_str(&self.output.finish());
-            if emitted.stopped {
-                finish_reason = Some(FinishReason::Stop);
-            }
         }
-        self.finish_reason = finish_reason;
-        self.text.push_str(&text);
-        Ok(Delta { text, token: produced.token, finish_reason })
+        let by_token = finish.and_then(|finish| finish.stop_token).map(StopReason::Token);
+        let by_string = stopped.and_then(|place| self.stop.get(place).cloned()).map(StopReason::String);
+        let finish_reason = match stopped {
+            Some(_) => Some(FinishReason::Stop),
+            None => finish.map(|finish| finish.reason),
+        };
+        self.is_finished = finish_reason.is_some();
+        let stop_reason = by_string.or(by_token);
+        Ok(Delta { index: self.index, text, token, logprobs, finish_reason, stop_reason, prompt })
     }
 
-    /// The answer so far; one that was stopped from outside counts as ended by length.
-    pub(crate) fn into_completion(self) -> Completion {
-        Completion {
-            text: self.text,
-            tokens: self.tokens,
-            finish_reason: self.finish_reason.unwrap_or(FinishReason::Length),
-            prompt_tokens: self.prompt_tokens,
-            prefill: self.prefill,
-            decode: self.decode,
+    /// Adds what may be shown of a piece to `text`; gives the stop string that ends the answer, by its place.
+    fn show(&mut self, piece: &str, text: &mut String) -> Option<usize> {
+        if self.produced < self.min_tokens {
+            text.push_str(&self.output.push_unstoppable(piece));
+            return None;
         }
+        let emitted = self.output.push(piece);
+        text.push_str(&emitted.text);
+        emitted.stopped
+    }
+}
+
+/// An answer as it is put together from its parts.
+#[derive(Debug)]
+pub(crate) struct Collected {
+    completion: Completion,
+    first: Option<Instant>,
+}
+
+impl Collected {
+    /// Nothing yet of the answer to a prompt of so many tokens.
+    pub(crate) fn new(prompt_tokens: usize) -> Self {
+        let completion = Completion {
+            text: String::new(),
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            // One that is stopped from outside counts as ended by length.
+            finish_reason: FinishReason::Length,
+            stop_reason: None,
+            prompt_tokens,
+            cached_tokens: 0,
+            prompt_logprobs: Vec::new(),
+            queued: std::time::Duration::ZERO,
+            prefill: std::time::Duration::ZERO,
+            decode: std::time::Duration::ZERO,
+        };
+        Collected { completion, first: None }
+    }
+
+    /// Adds the next part.
+    pub(crate) fn push(&mut self, delta: &Delta) {
+        let completion = &mut self.completion;
+        completion.text.push_str(&delta.text);
+        completion.tokens.push(delta.token);
+        completion.logprobs.extend(delta.logprobs.clone());
+        if let Some(reason) = delta.finish_reason {
+            completion.finish_reason = reason;
+        }
+        completion.stop_reason.clone_from(&delta.stop_reason);
+        if let Some(prompt) = &delta.prompt {
+            let PromptReport { cached_tokens, queued, prefill, logprobs } = &**prompt;
+            (completion.cached_tokens, completion.queued, completion.prefill) = (*cached_tokens, *queued, *prefill);
+            completion.prompt_logprobs.clone_from(logprobs);
+        }
+        let now = Instant::now();
+        completion.decode = now - *self.first.get_or_insert(now);
+    }
+
+    /// The answer as far as it came.
+    pub(crate) fn into_completion(self) -> Completion {
+        self.completion
     }
 }

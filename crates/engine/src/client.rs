@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::request::{FinishReason, TokenRequest};
 use crate::status::{EngineState, EngineStatus};
@@ -129,6 +129,17 @@ pub struct Submission {
     pub outputs: mpsc::Sender<TokenEvent>,
 }
 
+/// What an engine is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Run a request.
+    Submit(Box<Submission>),
+    /// Forget what the prefix cache holds, if nothing runs; says whether.
+    ResetPrefixCache(oneshot::Sender<bool>),
+    /// Look at the state, which has changed.
+    Wake,
+}
+
 /// Makes the two ends of an engine's boundary.
 #[must_use]
 pub fn channel(limits: QueueLimits) -> (EngineClient, EngineInbox) {
@@ -140,7 +151,7 @@ pub fn channel(limits: QueueLimits) -> (EngineClient, EngineInbox) {
 /// The end that gives requests to an engine. Clones are of the same engine; it stops when the last is dropped.
 #[derive(Debug, Clone)]
 pub struct EngineClient {
-    sender: mpsc::Sender<Submission>,
+    sender: mpsc::Sender<Command>,
     status: Arc<EngineStatus>,
     limits: QueueLimits,
 }
@@ -169,8 +180,8 @@ impl EngineClient {
         // by the request itself.
         let (outputs, receiver) = mpsc::channel(request.max_tokens.saturating_add(1).min(mpsc_bound()));
         self.status.came(tokens);
-        let submission = Submission { request, arrived: Instant::now(), outputs };
-        match self.sender.try_send(submission) {
+        let submission = Box::new(Submission { request, arrived: Instant::now(), outputs });
+        match self.sender.try_send(Command::Submit(submission)) {
             Ok(()) => Ok(TokenReceiver { receiver }),
             Err(refused) => {
                 self.status.left(tokens);
@@ -184,6 +195,24 @@ impl EngineClient {
                 }
             }
         }
+    }
+
+    /// Takes no further requests; those that came are finished.
+    pub fn drain(&self) {
+        self.status.set_state(EngineState::Draining);
+    }
+
+    /// Stops the engine after the step that it is in; requests that it has fail.
+    pub fn stop(&self) {
+        self.status.set_state(EngineState::Stopped);
+        // Where the mailbox is full the engine is not asleep, and sees the state by itself.
+        let _ = self.sender.try_send(Command::Wake);
+    }
+
+    /// Forgets what the prefix cache holds; false, and nothing is done, while requests run or where the engine is gone.
+    pub async fn reset_prefix_cache(&self) -> bool {
+        let (sender, receiver) = oneshot::channel();
+        self.sender.try_send(Command::ResetPrefixCache(sender)).is_ok() && receiver.await.unwrap_or(false)
     }
 
     /// What the engine is doing.
@@ -200,30 +229,30 @@ fn mpsc_bound() -> usize {
 /// The end that an engine's thread takes requests from.
 #[derive(Debug)]
 pub struct EngineInbox {
-    receiver: mpsc::Receiver<Submission>,
+    receiver: mpsc::Receiver<Command>,
     status: Arc<EngineStatus>,
 }
 
 impl EngineInbox {
-    /// The next request if there is one now. The error is that no more will come.
+    /// The next command if there is one now.
     ///
     /// # Errors
     /// [`Closed`] when all clients are gone and nothing is left.
-    pub fn try_next(&mut self) -> Result<Option<Submission>, Closed> {
+    pub fn try_next(&mut self) -> Result<Option<Command>, Closed> {
         match self.receiver.try_recv() {
-            Ok(submission) => Ok(Some(submission)),
+            Ok(command) => Ok(Some(command)),
             Err(mpsc::error::TryRecvError::Empty) => Ok(None),
             Err(mpsc::error::TryRecvError::Disconnected) => Err(Closed),
         }
     }
 
-    /// Waits for the next request; `None` when no more will come. Not to be called on a thread of an async runtime.
-    pub fn wait_next(&mut self) -> Option<Submission> {
+    /// Waits for the next command; `None` when no more will come. Not to be called on a thread of an async runtime.
+    pub fn wait_next(&mut self) -> Option<Command> {
         self.receiver.blocking_recv()
     }
 
     /// The same for an engine that is a task, as those of tests are.
-    pub async fn next(&mut self) -> Option<Submission> {
+    pub async fn next(&mut self) -> Option<Command> {
         self.receiver.recv().await
     }
 

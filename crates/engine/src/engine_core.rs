@@ -7,21 +7,29 @@ use allotrope_graph::StepInputs;
 use allotrope_runtime::{Device, Executor, RowSampling};
 
 use crate::block_pool::{BlockPool, BlockPoolError};
+use crate::client::TokenEvent;
 use crate::error::EngineError;
-use crate::request::{FinishReason, Request, TokenLogits};
+use crate::live::Live;
+use crate::request::{TokenLogits, TokenRequest};
 use crate::sampling::{Sampler, SamplingParams, TokenCounts};
-use crate::scheduler::{Scheduled, Scheduler, SchedulerLimits, SequenceId};
+use crate::scheduler::{NewSequence, Scheduled, Scheduler, SchedulerLimits, SequenceId};
 
-/// A token that a step produced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What happened to a sequence in a step.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Produced {
     pub(crate) id: SequenceId,
-    pub(crate) token: u32,
-    pub(crate) finish_reason: Option<FinishReason>,
-    /// From the sequence's first step to its first token.
-    pub(crate) prefill: Duration,
-    /// From the first token to this one.
-    pub(crate) decode: Duration,
+    /// Its next token, or why there will be none. The sequence is gone after the last.
+    pub(crate) event: TokenEvent,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct StepOutcome {
+    /// Sequences whose first step it was.
+    pub(crate) started: Vec<SequenceId>,
+    pub(crate) produced: Vec<Produced>,
+    /// Tokens that were run.
+    pub(crate) tokens: usize,
 }
 
 /// Tokens and time, by the kind of step.
@@ -35,6 +43,12 @@ pub struct Throughput {
     pub decode_tokens: u64,
     /// Time of those steps.
     pub decode_time: Duration,
+    /// Steps of both kinds.
+    pub steps: u64,
+    /// Of the time of all steps, what it took to choose sequences, give them blocks, write the inputs and keep the books.
+    pub scheduler_time: Duration,
+    /// Of the time of all steps, what the host took to choose tokens from logits that it had.
+    pub sampling_time: Duration,
     /// Kernels in the last step that only decoded.
     pub launches_per_decode_step: usize,
     /// Launches and replays that started them. One more chooses tokens, where the device does.
@@ -43,15 +57,21 @@ pub struct Throughput {
     pub tokens_sampled_on_device: u64,
     /// How often a sequence gave its KV blocks back and was computed again.
     pub preemptions: u64,
+    /// Tokens of prompts that were looked for in the prefix cache.
+    pub prefix_cache_queries: u64,
+    /// Those of them that were there.
+    pub prefix_cache_hits: u64,
+    /// Requests that ended because no token could be chosen for them.
+    pub corrupted_requests: u64,
 }
 
-struct Live {
-    request: Request,
-    sampler: Sampler,
-    seen: TokenCounts,
-    generated: usize,
-    started: Option<Instant>,
-    first_token: Option<Instant>,
+/// What a row of logits is for.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    /// Place among the running sequences.
+    place: usize,
+    /// The token of the prompt whose probability it gives; the next token is chosen from it if `None`.
+    prompt_position: Option<usize>,
 }
 
 pub(crate) struct EngineCore<D: Device> {
@@ -59,7 +79,8 @@ pub(crate) struct EngineCore<D: Device> {
     scheduler: Scheduler,
     live: HashMap<SequenceId, Live>,
     inputs: StepInputs,
-    row: Vec<f32>,
+    rows: Vec<Row>,
+    scratch: Vec<f32>,
     vocabulary: usize,
     block_size: usize,
     next_id: u64,
@@ -67,19 +88,16 @@ pub(crate) struct EngineCore<D: Device> {
 }
 
 impl<D: Device> EngineCore<D> {
-    pub(crate) fn new(executor: Executor<D>) -> Self {
+    /// A core that runs steps of `executor` under the `limits`.
+    pub(crate) fn new(executor: Executor<D>, limits: SchedulerLimits) -> Self {
         let options = executor.options();
-        let limits = SchedulerLimits {
-            max_num_seqs: options.limits.sequences,
-            max_num_batched_tokens: options.limits.tokens,
-            block_size: options.cache.block_size,
-        };
-        let scheduler = Scheduler::new(limits, BlockPool::new(u32::try_from(options.cache.blocks).unwrap_or(u32::MAX)));
+        let blocks = u32::try_from(options.cache.blocks).unwrap_or(u32::MAX);
         EngineCore {
-            scheduler,
+            scheduler: Scheduler::new(limits, BlockPool::new(blocks)),
             live: HashMap::new(),
             inputs: StepInputs::default(),
-            row: Vec::new(),
+            rows: Vec::new(),
+            scratch: Vec::new(),
             vocabulary: options.vocabulary,
             block_size: options.cache.block_size,
             next_id: 0,
@@ -93,89 +111,145 @@ impl<D: Device> EngineCore<D> {
     }
 
     pub(crate) fn throughput(&self) -> Throughput {
-        Throughput { preemptions: self.scheduler.preemptions(), ..self.throughput }
+        let counts = self.scheduler.counts();
+        Throughput {
+            preemptions: counts.preemptions,
+            prefix_cache_queries: counts.cache_queries,
+            prefix_cache_hits: counts.cache_hits,
+            ..self.throughput
+        }
     }
 
-    /// Queues a request that was checked against the vocabulary, the context and the KV cache.
-    pub(crate) fn add(&mut self, request: Request, seed: u64) -> Result<SequenceId, EngineError> {
+    /// Sequences that hold blocks.
+    pub(crate) fn running(&self) -> usize {
+        self.scheduler.running().len()
+    }
+
+    /// Blocks that sequences hold, and all that there are.
+    pub(crate) fn blocks(&self) -> (usize, usize) {
+        self.scheduler.blocks()
+    }
+
+    /// Forgets what the prefix cache holds; false, and nothing is done, while sequences run.
+    pub(crate) fn reset_prefix_cache(&mut self) -> bool {
+        self.scheduler.reset_prefix_cache()
+    }
+
+    /// Queues a request that was checked against the vocabulary, the context and the KV cache, and came at some moment.
+    pub(crate) fn add(&mut self, request: TokenRequest, arrived: Instant) -> Result<SequenceId, EngineError> {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        let sampler = Sampler::new(&request.params, seed)?;
-        let mut seen = TokenCounts::default();
-        request.prompt.iter().for_each(|token| seen.add(*token));
-        self.scheduler.add(id, request.prompt.clone());
-        let live = Live { request, sampler, seen, generated: 0, started: None, first_token: None };
+        let new = NewSequence {
+            prompt: request.prompt.to_vec(),
+            priority: request.priority,
+            salt: request.cache_salt.clone(),
+            wants_prompt_rows: request.params.prompt_logprobs.is_some(),
+        };
+        let live = Live::new(request, arrived)?;
         self.live.insert(id, live);
+        self.scheduler.add(id, new);
         Ok(id)
     }
 
     /// Drops a request, wherever it is.
     pub(crate) fn abort(&mut self, id: SequenceId) -> Result<(), EngineError> {
-        self.live.remove(&id);
-        self.scheduler.remove(id).map_err(books)
+        let Some(live) = self.live.remove(&id) else { return Ok(()) };
+        self.scheduler.remove(id, live.priority()).map_err(books)
     }
 
     /// Runs one step and gives the tokens it produced; `None` when nothing is left to run.
-    pub(crate) fn step(&mut self) -> Result<Option<Vec<Produced>>, EngineError> {
+    pub(crate) fn step(&mut self) -> Result<Option<StepOutcome>, EngineError> {
         let started = Instant::now();
         let step = self.scheduler.schedule().map_err(books)?;
         if step.is_empty() {
             return Ok(None);
         }
+        let mut new = Vec::new();
         for scheduled in &step {
-            if let Some(live) = self.live.get_mut(&self.scheduler.running()[scheduled.place].id) {
-                live.started.get_or_insert(started);
+            let sequence = &self.scheduler.running()[scheduled.place];
+            if self.live.get_mut(&sequence.id).is_some_and(|live| live.start(started, sequence.cached)) {
+                new.push(sequence.id);
             }
         }
-        let sampled = self.fill_inputs(&step);
+        self.fill_inputs(&step);
         let decode_only = self.inputs.is_uniform_decode();
         self.scheduler.advance(&step);
-        let mut produced = Vec::with_capacity(sampled.len());
+        let scheduled = started.elapsed();
         self.executor.run(&self.inputs)?;
-        let chosen = self.sample_on_device(&sampled)?;
+        let produced = self.sample()?;
+        let sampled = Instant::now();
+        let produced = self.keep_books(produced)?;
+        self.throughput.scheduler_time += scheduled + sampled.elapsed();
+        self.account(&step, decode_only, started.elapsed());
+        let tokens = step.iter().map(|scheduled| scheduled.tokens).sum();
+        Ok(Some(StepOutcome { started: new, produced, tokens }))
+    }
+
+    /// Appends the tokens that were chosen, and drops the sequences that end with them.
+    fn keep_books(&mut self, produced: Vec<(usize, Produced)>) -> Result<Vec<Produced>, EngineError> {
+        for (place, produced) in &produced {
+            if let Ok(output) = &produced.event {
+                self.scheduler.append(*place, output.token);
+            }
+        }
+        let produced: Vec<Produced> = produced.into_iter().map(|(_, produced)| produced).collect();
+        for one in &produced {
+            match &one.event {
+                Ok(output) if output.finish.is_none() => {}
+                Ok(_) => self.abort(one.id)?,
+                Err(_) => {
+                    self.throughput.corrupted_requests += 1;
+                    self.abort(one.id)?;
+                }
+            }
+        }
+        Ok(produced)
+    }
+
+    /// Chooses the next tokens from the logits of the step, and takes the probabilities of prompts; with places.
+    fn sample(&mut self) -> Result<Vec<(usize, Produced)>, EngineError> {
+        let chosen = self.sample_on_device()?;
         // One read, of all rows from the first to the last that the host is to sample.
         let is_open = |token: &Option<u32>| token.is_none();
         let first = chosen.iter().position(is_open).unwrap_or(0);
         let end = chosen.iter().rposition(is_open).map_or(first, |last| last + 1);
         let logits = if first < end { self.executor.logits(first..end)? } else { &[] };
-        for (row, (place, chosen)) in sampled.iter().zip(chosen).enumerate() {
-            let id = self.scheduler.running()[*place].id;
-            let Some(live) = self.live.get_mut(&id) else { continue };
-            let token = match chosen {
-                Some(token) => {
+        let started = Instant::now();
+        let mut produced = Vec::with_capacity(self.rows.len());
+        for (index, (row, chosen)) in self.rows.iter().zip(chosen).enumerate() {
+            let sequence = &self.scheduler.running()[row.place];
+            let Some(live) = self.live.get_mut(&sequence.id) else { continue };
+            let event = match (chosen, row.prompt_position) {
+                (Some(token), _) => {
                     self.throughput.tokens_sampled_on_device += 1;
-                    token
+                    Ok(live.take(token, None))
                 }
-                None => {
-                    self.row.clear();
-                    self.row.extend_from_slice(&logits[(row - first) * self.vocabulary..][..self.vocabulary]);
-                    live.sampler.sample(&mut self.row, &live.seen)?
+                (None, position) => {
+                    let logits = &logits[(index - first) * self.vocabulary..][..self.vocabulary];
+                    match position {
+                        Some(position) => {
+                            live.take_prompt_row(logits, sequence.tokens[position], position);
+                            continue;
+                        }
+                        None => live.choose(logits, &mut self.scratch),
+                    }
                 }
             };
-            live.seen.add(token);
-            live.generated += 1;
-            produced.push((*place, live.produced(id, token)));
+            produced.push((row.place, Produced { id: sequence.id, event }));
         }
-        for (place, token) in &produced {
-            self.scheduler.append(*place, token.token);
-        }
-        let produced: Vec<Produced> = produced.into_iter().map(|(_, token)| token).collect();
-        for token in produced.iter().filter(|token| token.finish_reason.is_some()) {
-            self.abort(token.id)?;
-        }
-        self.account(&step, decode_only, started.elapsed());
-        Ok(Some(produced))
+        self.throughput.sampling_time += started.elapsed();
+        Ok(produced)
     }
 
     /// The tokens that the device chooses for the rows of the step; none where the host is to: because of the request's parameters,
     /// because this device never does, or because there is nothing to choose from, which the host's sampler explains.
-    fn sample_on_device(&mut self, sampled: &[usize]) -> Result<Vec<Option<u32>>, EngineError> {
+    fn sample_on_device(&mut self) -> Result<Vec<Option<u32>>, EngineError> {
         let running = self.scheduler.running();
-        let sampling = |place: &usize| match self.live.get(&running[*place].id) {
-            Some(live) => live.sampler.on_device(live.generated as u64),
-            None => RowSampling::Read,
+        let sampling = |row: &Row| match (row.prompt_position, self.live.get(&running[row.place].id)) {
+            (None, Some(live)) => live.on_device(),
+            _ => RowSampling::Read,
         };
-        let rows: Vec<RowSampling> = sampled.iter().map(sampling).collect();
+        let rows: Vec<RowSampling> = self.rows.iter().map(sampling).collect();
         let chosen = match rows.iter().all(|row| *row == RowSampling::Read) {
             true => None,
             false => self.executor.sample(&rows)?,
@@ -183,8 +257,8 @@ impl<D: Device> EngineCore<D> {
         Ok(chosen.unwrap_or_else(|| vec![None; rows.len()]))
     }
 
-    /// Writes the step's inputs and gives the places of the sequences whose logits are wanted, in order of rows.
-    fn fill_inputs(&mut self, step: &[Scheduled]) -> Vec<usize> {
+    /// Writes the step's inputs and says what each row of its logits is for.
+    fn fill_inputs(&mut self, step: &[Scheduled]) {
         let inputs = &mut self.inputs;
         inputs.token_ids.clear();
         inputs.positions.clear();
@@ -192,11 +266,12 @@ impl<D: Device> EngineCore<D> {
         inputs.token_sequences.clear();
         inputs.block_tables.clear();
         inputs.logit_rows.clear();
+        self.rows.clear();
         let running = self.scheduler.running();
         inputs.blocks = step.iter().map(|scheduled| running[scheduled.place].blocks.len()).max().unwrap_or(0);
-        let mut sampled = Vec::new();
         for (row, scheduled) in step.iter().enumerate() {
-            let sequence = &running[scheduled.place];
+            let place = scheduled.place;
+            let sequence = &running[place];
             let end = sequence.computed + scheduled.tokens;
             for position in sequence.computed..end {
                 let slot =
@@ -205,19 +280,20 @@ impl<D: Device> EngineCore<D> {
                 inputs.positions.push(position as i32);
                 inputs.slots.push(slot as i32);
                 inputs.token_sequences.push(row as i32);
+                let is_last = position + 1 == sequence.tokens.len();
+                if is_last || sequence.wants_prompt_rows() {
+                    inputs.logit_rows.push(inputs.token_ids.len() as i32 - 1);
+                    self.rows.push(Row { place, prompt_position: (!is_last).then_some(position + 1) });
+                }
             }
             let table = sequence.blocks.iter().map(|block| *block as i32);
             inputs.block_tables.extend(table.chain(std::iter::repeat(0)).take(inputs.blocks));
-            if end == sequence.tokens.len() {
-                inputs.logit_rows.push(inputs.token_ids.len() as i32 - 1);
-                sampled.push(scheduled.place);
-            }
         }
-        sampled
     }
 
     fn account(&mut self, step: &[Scheduled], decode_only: bool, time: Duration) {
         let tokens = step.iter().map(|scheduled| scheduled.tokens as u64).sum::<u64>();
+        self.throughput.steps += 1;
         if decode_only {
             self.throughput.decode_tokens += tokens;
             self.throughput.decode_time += time;
@@ -232,6 +308,8 @@ impl<D: Device> EngineCore<D> {
     /// The logits at every position of `tokens`, then of a greedy continuation of `new_tokens`. Needs an idle core.
     pub(crate) fn logits(&mut self, tokens: &[u32], new_tokens: usize) -> Result<TokenLogits, EngineError> {
         let vocabulary = self.vocabulary;
+        // What the cache held in the blocks that are used here is overwritten.
+        self.scheduler.reset_prefix_cache();
         let (mut prompt_logits, mut picked, mut step_logits) = (Vec::new(), Vec::new(), Vec::new());
         let chunk = self.executor.options().limits.logit_rows.min(self.executor.options().limits.tokens);
         let blocks = (tokens.len() + new_tokens).div_ceil(self.block_size);
@@ -265,22 +343,6 @@ impl<D: Device> EngineCore<D> {
             }
         }
         Ok(TokenLogits { prompt: prompt_logits, tokens: picked, steps: step_logits, vocabulary })
-    }
-}
-
-impl Live {
-    fn produced(&mut self, id: SequenceId, token: u32) -> Produced {
-        let now = Instant::now();
-        let first = *self.first_token.get_or_insert(now);
-        let finish_reason = if self.request.end_tokens.contains(&token) {
-            Some(FinishReason::Stop)
-        } else if self.generated >= self.request.max_tokens {
-            Some(FinishReason::Length)
-        } else {
-            None
-        };
-        let prefill = self.started.map_or(Duration::ZERO, |started| first - started);
-        Produced { id, token, finish_reason, prefill, decode: now - first }
     }
 }
 

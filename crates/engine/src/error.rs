@@ -9,6 +9,7 @@ use allotrope_graph::verify::VerifyError;
 use allotrope_model::ModelError;
 use allotrope_runtime::{DeviceError, ExecutorError, LaunchOrderError};
 
+use crate::client::{RequestFailure, SubmitError};
 use crate::sampling::SamplingError;
 
 /// Why a model could not be loaded or a request not be answered.
@@ -70,6 +71,28 @@ pub enum EngineError {
         /// Why.
         error: std::io::Error,
     },
+    /// The prompt does not fit into the context.
+    #[error(
+        "this model's maximum context length is {context} tokens (model.max_model_len), but the prompt has {tokens} and at least \
+         {more} more {} wanted; shorten the prompt", if *.more == 1 { "is" } else { "are" }
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens that are wanted behind it at least.
+        more: usize,
+        /// What the context holds.
+        context: usize,
+    },
+    /// The engine takes no further request.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// The engine gave a request up.
+    #[error(transparent)]
+    Failure(#[from] RequestFailure),
+    /// The thread of the engine could not be started.
+    #[error("starting the thread of the engine: {0}")]
+    EngineThread(String),
     /// The request can't be answered with this model and these settings.
     #[error("{0}")]
     Request(String),

@@ -11,28 +11,43 @@
 //! ```
 
 mod answer;
+mod async_llm;
 mod block_pool;
+mod client;
 mod device;
 mod dump;
 mod engine_core;
+mod engine_thread;
 mod error;
+mod live;
 mod llm;
+mod loaded;
 mod output;
 mod plan;
 mod request;
 mod sampling;
 mod scheduler;
+mod status;
 mod stream;
+mod text;
 
 pub use allotrope_config::OptimizationLevel;
 pub use allotrope_graph as graph;
 pub use allotrope_graph::memory::MemoryPlan;
 pub use allotrope_model::Message;
 
+pub use async_llm::{AnswerStream, AsyncLlm, ModelInfo};
+pub use client::{
+    Closed, Command, EngineClient, EngineInbox, Finish, PromptReport, QueueLimits, RequestFailure, SubmitError, Submission,
+    TokenEvent, TokenLogprobs, TokenOutput, TokenReceiver, channel,
+};
 pub use engine_core::Throughput;
 pub use error::EngineError;
-pub use llm::{Llm, LlmBuilder, Statistics};
+pub use llm::{Llm, LlmBuilder};
+pub use loaded::Statistics;
 pub use plan::Plan;
-pub use request::{Completion, Delta, FinishReason, Prompt, TokenLogits};
+pub use request::{Completion, Delta, FinishReason, Prompt, StopReason, TokenLogits, TokenRequest};
 pub use sampling::{LogprobCount, SamplingError, SamplingParams, StructuredOutput};
+pub use status::{EngineState, EngineStatus, STEP_TOKEN_BOUNDS};
 pub use stream::CompletionStream;
+pub use text::TextModel;

@@ -17,6 +17,7 @@ use allotrope_runtime::{CacheLayout, Device, DeviceError, ExecutorOptions, Gener
 use crate::device::{AnyDevice, Opened, open, open_another};
 use crate::dump;
 use crate::error::EngineError;
+use crate::scheduler::SchedulerLimits;
 
 /// What a run will do, and why.
 pub struct Plan {
@@ -284,6 +285,21 @@ pub(crate) fn limits(settings: &Settings) -> Sizes {
     let (tokens, sequences) = (*settings.scheduler.max_num_batched_tokens, *settings.scheduler.max_num_seqs);
     let blocks = settings.model.max_model_len.div_ceil(*settings.cache.block_size);
     Sizes { tokens, sequences, logit_rows: sequences.min(tokens), blocks }
+}
+
+/// What bounds the scheduler's steps.
+pub(crate) fn scheduler_limits(settings: &Settings) -> SchedulerLimits {
+    let limits = limits(settings);
+    SchedulerLimits {
+        max_num_seqs: limits.sequences,
+        max_num_batched_tokens: limits.tokens,
+        logit_rows: limits.logit_rows,
+        block_size: *settings.cache.block_size,
+        prefix_caching: true,
+        chunked_prefill: true,
+        long_prefill: 0,
+        by_priority: false,
+    }
 }
 
 /// What the settings' rules need to know of a model.

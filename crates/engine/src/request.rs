@@ -1,9 +1,11 @@
 //! What goes into the engine and what comes out.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use allotrope_model::Message;
 
+use crate::client::{PromptReport, TokenLogprobs};
 use crate::sampling::SamplingParams;
 
 /// A prompt.
@@ -39,6 +41,16 @@ pub enum FinishReason {
     Length,
 }
 
+/// What ended an answer, where it was asked for by the request.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(untagged)]
+pub enum StopReason {
+    /// A token of `stop_token_ids`.
+    Token(u32),
+    /// A string of `stop`.
+    String(String),
+}
+
 /// An answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
@@ -46,10 +58,20 @@ pub struct Completion {
     pub text: String,
     /// The token ids, the one that ended the answer included.
     pub tokens: Vec<u32>,
+    /// For each token its probability and the likeliest others; empty if not asked for.
+    pub logprobs: Vec<TokenLogprobs>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// What of the request ended it, if anything did.
+    pub stop_reason: Option<StopReason>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// How many of them were in the prefix cache.
+    pub cached_tokens: usize,
+    /// For each token of the prompt its probability, `None` for the first; empty if not asked for.
+    pub prompt_logprobs: Vec<Option<TokenLogprobs>>,
+    /// From arrival to the request's first step.
+    pub queued: Duration,
     /// From the request's first step to its first token.
     pub prefill: Duration,
     /// From the first token to the last.
@@ -57,14 +79,22 @@ pub struct Completion {
 }
 
 /// The next part of an answer that is streamed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Delta {
+    /// Which of the `n` answers to the prompt, from 0.
+    pub index: usize,
     /// Text that is now certain; may be empty while a character or a possible stop string is incomplete.
     pub text: String,
     /// The token.
     pub token: u32,
+    /// Its probability and the likeliest others, if asked for.
+    pub logprobs: Option<TokenLogprobs>,
     /// Set with the last token.
     pub finish_reason: Option<FinishReason>,
+    /// Set with the last token if something of the request ended the answer.
+    pub stop_reason: Option<StopReason>,
+    /// With the first token.
+    pub prompt: Option<Box<PromptReport>>,
 }
 
 /// The logits of a prompt and of a greedy continuation.
@@ -80,13 +110,23 @@ pub struct TokenLogits {
     pub vocabulary: usize,
 }
 
-/// A request as the engine core takes it: token ids in, and what ends it.
+/// A request as the engine takes it: token ids in, and what ends it.
 #[derive(Debug, Clone)]
-pub(crate) struct Request {
-    pub(crate) prompt: Vec<u32>,
-    pub(crate) params: SamplingParams,
-    /// Tokens to generate at most; at least 1.
-    pub(crate) max_tokens: usize,
-    /// Tokens that end the answer.
-    pub(crate) end_tokens: Vec<u32>,
+pub struct TokenRequest {
+    /// The prompt; not empty.
+    pub prompt: Arc<[u32]>,
+    /// How tokens are chosen. Its strings mean nothing to the engine.
+    pub params: SamplingParams,
+    /// Seeds the request's random numbers where `params` has no seed.
+    pub seed: u64,
+    /// Tokens to generate at most; at least 1, and with the prompt no more than the context.
+    pub max_tokens: usize,
+    /// Tokens that end the answer, other than `stop_token_ids`.
+    pub end_tokens: Vec<u32>,
+    /// `bad_words`, as tokens.
+    pub bad_words: Vec<Vec<u32>>,
+    /// Lower is more urgent, where the scheduler asks for it.
+    pub priority: i64,
+    /// Requests of different salts share nothing in the prefix cache.
+    pub cache_salt: Option<String>,
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::llm::Statistics;
+use crate::loaded::Statistics;
 
 /// Whether an engine takes requests and runs steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,9 @@ pub enum EngineState {
     Dead(String),
 }
 
+/// Upper bounds of the classes in which steps are counted by their tokens.
+pub const STEP_TOKEN_BOUNDS: [u64; 15] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
+
 /// Counters of an engine. All are monotonic but those that say otherwise.
 #[derive(Debug)]
 pub struct EngineStatus {
@@ -32,6 +35,8 @@ pub struct EngineStatus {
     steps: AtomicU64,
     /// Milliseconds after `started`.
     last_step: AtomicU64,
+    step_tokens: AtomicU64,
+    step_sizes: [AtomicU64; STEP_TOKEN_BOUNDS.len() + 1],
     used_blocks: AtomicUsize,
     total_blocks: AtomicUsize,
 }
@@ -48,6 +53,8 @@ impl EngineStatus {
             rejections: AtomicU64::new(0),
             steps: AtomicU64::new(0),
             last_step: AtomicU64::new(0),
+            step_tokens: AtomicU64::new(0),
+            step_sizes: [const { AtomicU64::new(0) }; STEP_TOKEN_BOUNDS.len() + 1],
             used_blocks: AtomicUsize::new(0),
             total_blocks: AtomicUsize::new(0),
         }
@@ -86,6 +93,13 @@ impl EngineStatus {
         self.steps.load(Relaxed)
     }
 
+    /// How many steps had at most so many tokens as each of [`STEP_TOKEN_BOUNDS`] and more than the one before it, at last how
+    /// many had more than all; and the tokens of all.
+    pub fn step_sizes(&self) -> (Vec<u64>, u64) {
+        let sizes = self.step_sizes.iter().map(|count| count.load(Relaxed)).collect();
+        (sizes, self.step_tokens.load(Relaxed))
+    }
+
     /// Time since the last step ended, or since the start.
     pub fn since_last_step(&self) -> Duration {
         self.started.elapsed().saturating_sub(Duration::from_millis(self.last_step.load(Relaxed)))
@@ -117,13 +131,16 @@ impl EngineStatus {
         self.rejections.fetch_add(1, Relaxed);
     }
 
-    /// Says that a step ended, or that there is nothing to run.
-    pub fn stepped(&self, running: usize, used_blocks: usize, total_blocks: usize, ran: bool) {
+    /// Says that a step of so many tokens ended, or with none that there is nothing to run.
+    pub fn stepped(&self, running: usize, used_blocks: usize, total_blocks: usize, tokens: usize) {
         self.running.store(running, Relaxed);
         self.used_blocks.store(used_blocks, Relaxed);
         self.total_blocks.store(total_blocks, Relaxed);
-        if ran {
+        if tokens > 0 {
             self.steps.fetch_add(1, Relaxed);
+            self.step_tokens.fetch_add(tokens as u64, Relaxed);
+            let bucket = STEP_TOKEN_BOUNDS.iter().position(|bound| tokens as u64 <= *bound);
+            self.step_sizes[bucket.unwrap_or(STEP_TOKEN_BOUNDS.len())].fetch_add(1, Relaxed);
         }
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_step.store(now, Relaxed);

@@ -1,6 +1,6 @@
 //! An answer that is read while it is made.
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Collected};
 use crate::device::AnyDevice;
 use crate::engine_core::EngineCore;
 use crate::error::EngineError;
@@ -11,25 +11,28 @@ use crate::scheduler::SequenceId;
 pub struct CompletionStream<'a> {
     core: &'a mut EngineCore<AnyDevice>,
     id: SequenceId,
-    answer: Option<Answer>,
+    answer: Answer,
+    collected: Option<Collected>,
     failed: bool,
 }
 
 impl<'a> CompletionStream<'a> {
-    pub(crate) fn new(core: &'a mut EngineCore<AnyDevice>, id: SequenceId, answer: Answer) -> Self {
-        CompletionStream { core, id, answer: Some(answer), failed: false }
+    pub(crate) fn new(core: &'a mut EngineCore<AnyDevice>, id: SequenceId, answer: Answer, prompt_tokens: usize) -> Self {
+        CompletionStream { core, id, answer, collected: Some(Collected::new(prompt_tokens)), failed: false }
     }
 
     /// The answer as far as it was read; `None` if that was asked before.
     pub fn completion(&mut self) -> Option<Completion> {
-        self.answer.take().map(Answer::into_completion)
+        self.collected.take().map(Collected::into_completion)
     }
 
     fn advance(&mut self) -> Result<Option<Delta>, EngineError> {
-        while let Some(answer) = self.answer.as_mut().filter(|answer| !answer.is_finished()) {
-            let Some(produced) = self.core.step()? else { return Ok(None) };
-            if let Some(token) = produced.iter().find(|token| token.id == self.id) {
-                return answer.push(token).map(Some);
+        while !self.answer.is_finished() {
+            let Some(outcome) = self.core.step()? else { return Ok(None) };
+            if let Some(one) = outcome.produced.into_iter().find(|one| one.id == self.id) {
+                let delta = self.answer.push(one.event?)?;
+                self.collected.iter_mut().for_each(|collected| collected.push(&delta));
+                return Ok(Some(delta));
             }
         }
         Ok(None)

@@ -1,57 +1,71 @@
 //! Cutting generated text at stop strings while it streams.
 
+use std::cmp::Reverse;
+
 /// What one piece of text released.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Emitted {
     /// The text that may be shown now. It is never taken back.
     pub(crate) text: String,
-    /// Whether a stop string has been completed: the output ends with `text`.
-    pub(crate) stopped: bool,
+    /// The place in the list of the stop string that has been completed: the output ends with `text`.
+    pub(crate) stopped: Option<usize>,
 }
 
 /// The text of one request: takes decoded pieces, holds back what could be the beginning of a stop string, and ends
-/// before the first stop string.
+/// before the first stop string, or behind it if that is wanted.
 ///
 /// The first stop string is the one that is complete first, and the longest if several end at the same place. So the
 /// result does not depend on how the text is split into pieces.
 #[derive(Debug, Clone)]
 pub(crate) struct OutputText {
     matchers: Vec<Matcher>,
+    keeps_stop: bool,
     held: String,
-    stopped: bool,
+    stopped: Option<usize>,
+    ended: bool,
 }
 
 impl OutputText {
-    /// An empty output that ends before the first of `stop`. Empty strings stop nothing.
-    pub(crate) fn new(stop: &[String]) -> Self {
-        let matchers = stop.iter().filter(|string| !string.is_empty()).map(|string| Matcher::new(string)).collect();
-        Self { matchers, held: String::new(), stopped: false }
+    /// An empty output that ends before the first of `stop`, or with `keeps_stop` behind it. Empty strings stop nothing.
+    pub(crate) fn new(stop: &[String], keeps_stop: bool) -> Self {
+        let places = stop.iter().enumerate().filter(|(_, string)| !string.is_empty());
+        let matchers = places.map(|(place, string)| Matcher::new(string, place)).collect();
+        Self { matchers, keeps_stop, held: String::new(), stopped: None, ended: false }
     }
 
     /// Adds decoded text and returns what may be shown. After a stop string, further text is dropped.
     pub(crate) fn push(&mut self, piece: &str) -> Emitted {
-        if self.stopped {
-            return Emitted { text: String::new(), stopped: true };
+        if self.ended {
+            return Emitted { text: String::new(), stopped: self.stopped };
         }
         let before = self.held.len();
         self.held.push_str(piece);
         for (offset, byte) in piece.bytes().enumerate() {
             let completed = self.matchers.iter_mut().filter_map(|matcher| matcher.advance(byte)).max();
-            if let Some(length) = completed {
+            if let Some((length, Reverse(place))) = completed {
                 // A stop string and the text are both whole characters, so the cut never divides one.
-                self.held.truncate(before + offset + 1 - length);
-                self.stopped = true;
-                return Emitted { text: std::mem::take(&mut self.held), stopped: true };
+                let end = before + offset + 1;
+                self.held.truncate(if self.keeps_stop { end } else { end - length });
+                (self.stopped, self.ended) = (Some(place), true);
+                return Emitted { text: std::mem::take(&mut self.held), stopped: self.stopped };
             }
         }
         let undecided = self.matchers.iter().map(|matcher| matcher.matched).max().unwrap_or(0);
         let kept = self.held.split_off(self.held.len() - undecided);
-        Emitted { text: std::mem::replace(&mut self.held, kept), stopped: false }
+        Emitted { text: std::mem::replace(&mut self.held, kept), stopped: None }
+    }
+
+    /// Adds text that no stop string may end or begin in, and returns it with what was held back.
+    pub(crate) fn push_unstoppable(&mut self, piece: &str) -> String {
+        self.matchers.iter_mut().for_each(|matcher| matcher.matched = 0);
+        let mut text = std::mem::take(&mut self.held);
+        text.push_str(piece);
+        text
     }
 
     /// Ends the output without a stop string and returns what was held back.
     pub(crate) fn finish(&mut self) -> String {
-        self.stopped = true;
+        self.ended = true;
         std::mem::take(&mut self.held)
     }
 }
@@ -60,6 +74,8 @@ impl OutputText {
 #[derive(Debug, Clone)]
 struct Matcher {
     pattern: Vec<u8>,
+    /// Place of the string in the request's list.
+    place: usize,
     /// For each length of a matched prefix of the pattern, less one: the length of the longest shorter prefix that also
     /// ends there.
     fallback: Vec<usize>,
@@ -68,7 +84,7 @@ struct Matcher {
 }
 
 impl Matcher {
-    fn new(pattern: &str) -> Self {
+    fn new(pattern: &str, place: usize) -> Self {
         let pattern = pattern.as_bytes().to_vec();
         let mut fallback = vec![0; pattern.len()];
         let mut matched = 0;
@@ -76,13 +92,13 @@ impl Matcher {
             matched = longest_prefix(&pattern, &fallback, matched, pattern[end]);
             fallback[end] = matched;
         }
-        Self { pattern, fallback, matched: 0 }
+        Self { pattern, place, fallback, matched: 0 }
     }
 
-    /// Takes the next byte; returns the pattern's length if it completes the pattern.
-    fn advance(&mut self, byte: u8) -> Option<usize> {
+    /// Takes the next byte; returns the pattern's length and place if it completes the pattern. Of equal strings the first counts.
+    fn advance(&mut self, byte: u8) -> Option<(usize, Reverse<usize>)> {
         self.matched = longest_prefix(&self.pattern, &self.fallback, self.matched, byte);
-        (self.matched == self.pattern.len()).then_some(self.matched)
+        (self.matched == self.pattern.len()).then_some((self.matched, Reverse(self.place)))
     }
 }
 
@@ -114,13 +130,13 @@ mod tests {
 
     /// Streams `pieces` and checks on the way that nothing follows a stop.
     fn stream(pieces: &[&str], stop: &[String]) -> (String, bool) {
-        let mut output = OutputText::new(stop);
+        let mut output = OutputText::new(stop, false);
         let (mut text, mut stopped) = (String::new(), false);
         for piece in pieces {
             let emitted = output.push(piece);
-            assert!(!stopped || (emitted.stopped && emitted.text.is_empty()), "text after the stop string");
+            assert!(!stopped || (emitted.stopped.is_some() && emitted.text.is_empty()), "text after the stop string");
             text.push_str(&emitted.text);
-            stopped = emitted.stopped;
+            stopped = emitted.stopped.is_some();
         }
         let rest = output.finish();
         assert!(!stopped || rest.is_empty(), "text after the stop string");
@@ -166,20 +182,31 @@ mod tests {
 
     #[test]
     fn only_what_could_become_a_stop_string_is_held_back() {
-        let mut output = OutputText::new(&strings(&["END", "\n\n"]));
+        let mut output = OutputText::new(&strings(&["END", "\n\n"]), false);
         let shown: Vec<String> = ["The E", "N", "V is\n", "fine", "E"].iter().map(|p| output.push(p).text).collect();
         assert_eq!(shown, ["The ", "", "ENV is", "\nfine", ""]);
         assert_eq!(output.finish(), "E");
-        assert_eq!(output.push("more"), Emitted { text: String::new(), stopped: true });
+        assert_eq!(output.push("more"), Emitted { text: String::new(), stopped: None });
     }
 
     #[test]
     fn without_stop_strings_everything_passes_at_once() {
         for stop in [strings(&[]), strings(&[""])] {
-            let mut output = OutputText::new(&stop);
-            assert_eq!(output.push("text"), Emitted { text: "text".to_owned(), stopped: false });
+            let mut output = OutputText::new(&stop, false);
+            assert_eq!(output.push("text"), Emitted { text: "text".to_owned(), stopped: None });
             assert_eq!(output.finish(), "");
         }
+    }
+
+    #[test]
+    fn a_stop_string_may_stay_and_text_may_be_kept_from_stopping() {
+        let stop = strings(&["b", "ab", "ab"]);
+        let kept = OutputText::new(&stop, true).push("xaby");
+        assert_eq!(kept, Emitted { text: "xab".to_owned(), stopped: Some(1) }, "the longest, and of equals the first");
+        let mut output = OutputText::new(&stop, false);
+        assert_eq!(output.push("a").text, "");
+        assert_eq!(output.push_unstoppable("b"), "ab");
+        assert_eq!(output.push("xb"), Emitted { text: "x".to_owned(), stopped: Some(0) });
     }
 
     proptest! {
@@ -200,7 +227,7 @@ mod tests {
             pieces in proptest::collection::vec("[ab]{0,4}", 0..12),
             stop in proptest::collection::vec("[ab]{1,5}", 1..4),
         ) {
-            let mut output = OutputText::new(&stop);
+            let mut output = OutputText::new(&stop, false);
             for piece in &pieces {
                 output.push(piece);
                 prop_assert!(output.held.is_empty() || stop.iter().any(|string| string.starts_with(&output.held)));

@@ -1,0 +1,139 @@
+//! A model that is loaded: what [`crate::Llm`] and the engine's thread have in common.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use allotrope_config::Settings;
+use allotrope_model::ModelError;
+use allotrope_runtime::{
+    DeviceError, DispatchCounts, Executor, ExecutorError, StartupLedger, StartupReport, WeightUpload,
+};
+
+use crate::async_llm::ModelInfo;
+use crate::device::AnyDevice;
+use crate::dump;
+use crate::engine_core::{EngineCore, Throughput};
+use crate::error::EngineError;
+use crate::plan::{Plan, executor_options, scheduler_limits, weight_bytes_per_step};
+use crate::text::{TextFiles, TextModel};
+
+/// A loaded model.
+pub(crate) struct Loaded {
+    pub(crate) core: EngineCore<AnyDevice>,
+    pub(crate) text: TextModel,
+    pub(crate) settings: Settings,
+    pub(crate) device_name: String,
+    weight_bytes: u64,
+    kv_bytes_per_token: usize,
+    pub(crate) startup: StartupReport,
+}
+
+impl Loaded {
+    /// Loads what `plan` makes of the checkpoint in `folder`.
+    pub(crate) fn new(
+        folder: &Path,
+        plan: impl FnOnce(&mut StartupLedger) -> Result<Plan, EngineError>,
+        mut ledger: StartupLedger,
+    ) -> Result<Self, EngineError> {
+        let files = ledger.phase("start tokenizer thread", || open_text(folder))?;
+        let plan = plan(&mut ledger)?;
+        let options = ledger.phase("resolve settings", || executor_options(&plan))?;
+        let parts = plan.into_parts();
+        let weight_bytes = weight_bytes_per_step(&parts.graph);
+        let checkpoint = Arc::new(parts.checkpoint);
+        let is_gpu = parts.device.is_gpu();
+        let limits = scheduler_limits(&parts.settings);
+        let executor = Executor::build(parts.device, parts.graph, checkpoint.clone(), options, &mut ledger);
+        let executor = executor.map_err(|error| match error {
+            ExecutorError::Device(error @ DeviceError::Environment { .. }) if is_gpu => EngineError::Loading { error },
+            error => error.into(),
+        })?;
+        if let Some(folder) = &*parts.settings.compilation.debug_dump_path {
+            ledger.phase("write dump", || dump::write_recordings(&executor.recordings_text(), folder))?;
+        }
+        let core = EngineCore::new(executor, limits);
+        let files = ledger.phase("wait for tokenizer", || join(files, folder))?;
+        let kv_bytes_per_token = checkpoint.kv_bytes_per_token();
+        let text = TextModel::new(files, checkpoint, *parts.settings.model.max_model_len)?;
+        Ok(Loaded {
+            core,
+            text,
+            settings: parts.settings,
+            device_name: parts.device_name,
+            weight_bytes,
+            kv_bytes_per_token,
+            startup: ledger.finish(),
+        })
+    }
+
+    /// What is known from the start.
+    pub(crate) fn info(&self) -> ModelInfo {
+        let tokens = self.kv_cache_tokens();
+        ModelInfo {
+            settings: self.settings.clone(),
+            device_name: self.device_name.clone(),
+            startup: self.startup.clone(),
+            kv_cache_tokens: tokens,
+            kv_cache_bytes: (tokens as u64).saturating_mul(self.kv_bytes_per_token as u64),
+        }
+    }
+
+    fn kv_cache_tokens(&self) -> usize {
+        let cache = self.core.executor().options().cache;
+        cache.blocks * cache.block_size
+    }
+
+    /// What has happened since the start.
+    pub(crate) fn statistics(&self) -> Statistics {
+        let executor = self.core.executor();
+        Statistics {
+            throughput: self.core.throughput(),
+            recordings: executor.recordings(),
+            failed_captures: executor.failed_captures(),
+            late_captures: executor.late_captures(),
+            capture_memory: executor.capture_memory(),
+            weight_upload: executor.weight_upload(),
+            dispatch: executor.dispatch_counts().clone(),
+            arena_bytes: executor.memory().bytes,
+            weight_bytes_per_step: self.weight_bytes,
+            kv_cache_tokens: self.kv_cache_tokens(),
+        }
+    }
+}
+
+fn open_text(folder: &Path) -> Result<JoinHandle<Result<TextFiles, ModelError>>, EngineError> {
+    let path = folder.to_path_buf();
+    let thread = std::thread::Builder::new().name("tokenizer".into()).spawn(move || TextFiles::open(&path));
+    thread.map_err(|error| EngineError::TokenizerThread(folder.to_path_buf(), error.to_string()))
+}
+
+fn join(thread: JoinHandle<Result<TextFiles, ModelError>>, folder: &Path) -> Result<TextFiles, EngineError> {
+    let died = |_| EngineError::TokenizerThread(folder.to_path_buf(), "the thread panicked (a bug)".into());
+    Ok(thread.join().map_err(died)??)
+}
+
+/// Counters of a loaded model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Statistics {
+    /// Tokens, times and launches by the kind of step.
+    pub throughput: Throughput,
+    /// Recordings that exist.
+    pub recordings: usize,
+    /// Recordings that could not be made, and that steps run without.
+    pub failed_captures: usize,
+    /// Recordings made after the model was ready.
+    pub late_captures: u64,
+    /// Bytes of the device's memory that recordings took; `None` for a device without memory of its own.
+    pub capture_memory: Option<u64>,
+    /// What copying the weights to the device came to; `None` for a device that uses them where they are.
+    pub weight_upload: Option<WeightUpload>,
+    /// How steps ran, with reasons.
+    pub dispatch: DispatchCounts,
+    /// Bytes of the arena that activations share.
+    pub arena_bytes: usize,
+    /// Bytes of weights that one decode step reads.
+    pub weight_bytes_per_step: u64,
+    /// Tokens that the KV cache holds.
+    pub kv_cache_tokens: usize,
+}

@@ -1,0 +1,203 @@
+//! The text side of a model: what lies between people's words and the engine's tokens. It holds no weights.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use allotrope_model::{ChatTemplate, Checkpoint, ModelError, Tokenizer};
+
+use crate::error::EngineError;
+use crate::request::{Prompt, TokenRequest};
+use crate::sampling::SamplingParams;
+
+/// Tokenizer, chat template and limits of a checkpoint. A clone shares the same tables.
+#[derive(Debug, Clone)]
+pub struct TextModel {
+    tokenizer: Tokenizer,
+    /// Kept as it was found: a broken template hurts only those who use it.
+    template: Arc<Result<ChatTemplate, ModelError>>,
+    checkpoint: Arc<Checkpoint>,
+    max_model_len: usize,
+}
+
+/// The parts that are read from files by themselves.
+pub(crate) struct TextFiles {
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: Result<ChatTemplate, ModelError>,
+}
+
+impl TextFiles {
+    pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
+        Ok(TextFiles { tokenizer: Tokenizer::open(folder)?, template: ChatTemplate::open(folder) })
+    }
+}
+
+impl TextModel {
+    /// Opens the text side of a checkpoint by itself, with the checkpoint's own context length.
+    ///
+    /// # Errors
+    /// If a file of the checkpoint is missing or broken.
+    pub fn open(folder: &Path) -> Result<Self, EngineError> {
+        let checkpoint = Arc::new(Checkpoint::open(folder)?);
+        let context = checkpoint.config().max_position_embeddings;
+        Self::new(TextFiles::open(folder)?, checkpoint, context)
+    }
+
+    pub(crate) fn new(
+        files: TextFiles,
+        checkpoint: Arc<Checkpoint>,
+        max_model_len: usize,
+    ) -> Result<Self, EngineError> {
+        files.tokenizer.check_vocabulary(checkpoint.config())?;
+        let TextFiles { tokenizer, template } = files;
+        Ok(TextModel { tokenizer, template: Arc::new(template), checkpoint, max_model_len })
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// If the checkpoint has none, or a broken one.
+    pub fn chat_template(&self) -> Result<&ChatTemplate, EngineError> {
+        self.template.as_ref().as_ref().map_err(|error| EngineError::Request(error.to_string()))
+    }
+
+    /// Whether the checkpoint has a chat template that can be used.
+    pub fn has_chat_template(&self) -> bool {
+        self.template.is_ok()
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// Tokens of prompt and answer together at most.
+    pub fn max_model_len(&self) -> usize {
+        self.max_model_len
+    }
+
+    /// Token ids are below this: the width of a row of logits.
+    pub fn vocabulary(&self) -> usize {
+        self.checkpoint.config().vocab_size
+    }
+
+    /// The token ids of a prompt.
+    ///
+    /// # Errors
+    /// If the text can't be tokenized, or the checkpoint has no usable chat template for a conversation.
+    pub fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, EngineError> {
+        Ok(match prompt {
+            Prompt::Text(text) => self.tokenizer.encode(text, true)?,
+            Prompt::Tokens(tokens) => tokens.clone(),
+            Prompt::Chat(messages) => {
+                self.tokenizer.encode(&self.chat_template()?.render(messages, true)?, false)?
+            }
+        })
+    }
+
+    /// The sampling parameters that the checkpoint's `generation_config.json` asks for. Without `do_sample`, answers
+    /// are greedy.
+    pub fn default_sampling_params(&self) -> SamplingParams {
+        let said = self.checkpoint.generation();
+        if said.do_sample != Some(true) {
+            return SamplingParams {
+                repetition_penalty: said.repetition_penalty.unwrap_or(1.0),
+                max_tokens: said.max_new_tokens,
+                ..SamplingParams::greedy()
+            };
+        }
+        let defaults = SamplingParams::default();
+        SamplingParams {
+            temperature: said.temperature.unwrap_or(defaults.temperature),
+            top_p: said.top_p.unwrap_or(defaults.top_p),
+            top_k: said.top_k.and_then(|k| u32::try_from(k).ok()).unwrap_or(defaults.top_k),
+            min_p: said.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: said.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            max_tokens: said.max_new_tokens,
+            ..defaults
+        }
+    }
+
+    /// The requests for `params.n` answers to a prompt of token ids, as [`TextModel::request`] makes them.
+    ///
+    /// # Errors
+    /// As [`TextModel::request`].
+    pub fn requests(&self, prompt: &[u32], params: &SamplingParams) -> Result<Vec<TokenRequest>, EngineError> {
+        params.validate()?;
+        (0..params.n).map(|index| self.request(prompt.to_vec(), params, index)).collect()
+    }
+
+    /// A request for one answer to a prompt of token ids, checked against the vocabulary and the context. Of `n` answers it is the
+    /// one of `index`.
+    ///
+    /// # Errors
+    /// If the prompt does not fit into the context, or a parameter is out of range.
+    pub fn request(
+        &self,
+        mut prompt: Vec<u32>,
+        params: &SamplingParams,
+        index: usize,
+    ) -> Result<TokenRequest, EngineError> {
+        params.validate()?;
+        if let Some(last) = params.truncate_prompt_tokens {
+            prompt.drain(..prompt.len().saturating_sub(last));
+        }
+        self.check_prompt(&prompt, 1)?;
+        let room = self.max_model_len - prompt.len();
+        let end_tokens = if params.ignore_eos { Vec::new() } else { self.checkpoint.eos_token_ids().to_vec() };
+        Ok(TokenRequest {
+            prompt: prompt.into(),
+            seed: seed(params, index),
+            max_tokens: params.max_tokens.unwrap_or(room).min(room),
+            end_tokens,
+            bad_words: self.bad_words(&params.bad_words)?,
+            priority: 0,
+            cache_salt: None,
+            params: SamplingParams { seed: params.seed.map(|seed| seed.wrapping_add(index as u64)), ..params.clone() },
+        })
+    }
+
+    /// Checks that a prompt has tokens of the vocabulary, and that so many more fit into the context.
+    ///
+    /// # Errors
+    /// With the first thing that is wrong.
+    pub fn check_prompt(&self, tokens: &[u32], more: usize) -> Result<(), EngineError> {
+        if tokens.is_empty() {
+            return Err(EngineError::Request("the prompt has no tokens; give at least one".into()));
+        }
+        if tokens.len().saturating_add(more) > self.max_model_len {
+            return Err(EngineError::PromptTooLong { tokens: tokens.len(), more, context: self.max_model_len });
+        }
+        let vocabulary = self.vocabulary();
+        match tokens.iter().find(|token| **token as usize >= vocabulary) {
+            Some(token) => Err(EngineError::Request(format!(
+                "token id {token} is not in the vocabulary of {vocabulary} entries (vocab_size in config.json)"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// The tokens of words that are not wanted: of each as the beginning of a text, and behind a space.
+    fn bad_words(&self, words: &[String]) -> Result<Vec<Vec<u32>>, EngineError> {
+        let mut all = Vec::new();
+        for word in words {
+            for text in [word.clone(), format!(" {}", word.trim_start())] {
+                let tokens = self.tokenizer.encode(&text, false)?;
+                if !tokens.is_empty() && !all.contains(&tokens) {
+                    all.push(tokens);
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The seed of one request: its own, or one that differs from run to run. Answers of one call draw differently.
+fn seed(params: &SamplingParams, index: usize) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    params.seed.unwrap_or_else(|| RandomState::new().hash_one(index))
+}
