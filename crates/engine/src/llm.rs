@@ -10,7 +10,6 @@ use allotrope_runtime::{StartupLedger, StartupReport};
 
 use crate::answer::{Answer, Collected};
 use crate::async_llm::AsyncLlm;
-use crate::client::QueueLimits;
 use crate::error::EngineError;
 use crate::loaded::{Loaded, Statistics};
 use crate::plan::Plan;
@@ -76,13 +75,13 @@ impl LlmBuilder {
         Ok(Llm { loaded: self.load()? })
     }
 
-    /// Loads the model on a thread of its own, for programs that serve many at once, with the bounds of `scheduler.max_num_queued_reqs`
-    /// and `scheduler.max_num_queued_tokens` on what waits.
+    /// Loads the model on a thread of its own, for programs that serve many at once. `scheduler.max_num_queued_reqs` and
+    /// `scheduler.max_num_queued_tokens` bound what waits.
     ///
     /// # Errors
     /// As [`LlmBuilder::build`].
-    pub fn build_async(self, limits: QueueLimits) -> Result<AsyncLlm, EngineError> {
-        AsyncLlm::start(self, limits)
+    pub fn build_async(self) -> Result<AsyncLlm, EngineError> {
+        AsyncLlm::start(self)
     }
 
     pub(crate) fn load(self) -> Result<Loaded, EngineError> {
@@ -138,7 +137,8 @@ impl Llm {
             let tokens = self.tokenize(prompt)?;
             let made = self.loaded.text.requests(&tokens, params)?;
             // Prompts of one call draw differently, unless their parameters name a seed.
-            let seeded = |request: TokenRequest| TokenRequest { seed: request.seed.wrapping_add(place as u64), ..request };
+            let seeded =
+                |request: TokenRequest| TokenRequest { seed: request.seed.wrapping_add(place as u64), ..request };
             requests.extend(made.into_iter().map(seeded));
         }
         let mut answers = Vec::with_capacity(requests.len());
