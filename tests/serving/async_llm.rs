@@ -70,7 +70,8 @@ async fn a_dropped_answer_is_gone_within_a_step_and_others_go_on() {
 #[tokio::test]
 async fn several_answers_to_one_prompt_are_numbered_and_repeatable() {
     let llm = load(&[]);
-    let params = SamplingParams { n: 3, seed: Some(5), max_tokens: Some(12), temperature: 1.0, ..SamplingParams::default() };
+    let params =
+        SamplingParams { n: 3, seed: Some(5), max_tokens: Some(12), temperature: 1.0, ..SamplingParams::default() };
     let collect = async || {
         let mut answers = llm.generate(&Prompt::from("The fox"), &params).unwrap();
         let mut tokens = vec![Vec::new(); 3];

@@ -24,7 +24,9 @@ struct Bounds {
 fn load(name: &str, level: OptimizationLevel, bounds: Bounds) -> Llm {
     let folder = checkpoint(name);
     let per_token = allotrope_engine::TextModel::open(&folder).unwrap().checkpoint().kv_bytes_per_token();
-    let set = |builder: allotrope_engine::LlmBuilder, path: &str, value: usize| builder.set(path, &value.to_string()).unwrap();
+    let set = |builder: allotrope_engine::LlmBuilder, path: &str, value: usize| {
+        builder.set(path, &value.to_string()).unwrap()
+    };
     let builder = on_the_cpu(folder).optimization_level(level);
     let builder = set(builder, "scheduler.max_num_seqs", bounds.max_num_seqs);
     let builder = set(builder, "scheduler.max_num_batched_tokens", bounds.budget);
@@ -70,7 +72,11 @@ fn check(name: &str) {
         assert_eq!(tokens(&mut batch, &prompts, &drawn), expected_drawn, "{}", context("drawn, from the prefix cache"));
         assert_eq!(tokens(&mut batch, &prompts, &greedy), expected, "{}", context("from the prefix cache"));
         let statistics = batch.statistics().throughput;
-        assert!(statistics.prefix_cache_hits > statistics.prefix_cache_queries / 4, "{}: {statistics:?}", context("hits"));
+        assert!(
+            statistics.prefix_cache_hits > statistics.prefix_cache_queries / 4,
+            "{}: {statistics:?}",
+            context("hits")
+        );
         for budget in [3, BLOCK + 1, 2 * BLOCK, 31] {
             let bounds = Bounds { max_num_seqs: 3, budget, ..plenty };
             let found = tokens(&mut load(name, level, bounds), &prompts, &greedy);
@@ -81,7 +87,12 @@ fn check(name: &str) {
             let mut tight = load(name, level, bounds);
             let found = tokens(&mut tight, &prompts, &greedy);
             assert_eq!(found, expected, "{}", context("with little memory"));
-            assert_eq!(tokens(&mut tight, &prompts, &drawn), expected_drawn, "{}", context("drawn, with little memory"));
+            assert_eq!(
+                tokens(&mut tight, &prompts, &drawn),
+                expected_drawn,
+                "{}",
+                context("drawn, with little memory")
+            );
             assert!(tight.statistics().throughput.preemptions > 0, "{}", context("nothing was preempted"));
         }
     }
