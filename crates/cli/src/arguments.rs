@@ -2,6 +2,7 @@
 //!
 //! The arguments of the settings come from their declarations in `allotrope-config`; those of each command are here.
 
+mod bench;
 mod clients;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Arg, ArgAction, ArgGroup, Command, value_parser};
 use clap_complete::Shell;
 
+pub(crate) use self::bench::*;
 pub(crate) use self::clients::*;
 
 pub(crate) const GENERATE: &str = "generate";
@@ -87,6 +89,7 @@ pub(crate) fn command() -> Command {
         .subcommand(with_settings(generate()))
         .subcommand(with_settings(clients::chat()))
         .subcommand(clients::complete())
+        .subcommand(bench::bench())
         .subcommand(with_settings(logits()))
         .subcommand(with_settings(explain()))
         .subcommand(with_settings(graph()))

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 pub(crate) use self::answer::Answer;
 pub(crate) use self::error::ClientError;
-pub(crate) use self::session::Session;
+pub(crate) use self::session::{Session, api_key};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);

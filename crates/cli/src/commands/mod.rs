@@ -1,5 +1,6 @@
 //! One module for each command.
 
+mod bench;
 mod chat;
 mod complete;
 mod completions;
@@ -23,6 +24,7 @@ pub(crate) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
         Some((arguments::GENERATE, matches)) => generate::run(matches, started, environment),
         Some((arguments::CHAT, matches)) => chat::run(matches, started, environment),
         Some((arguments::COMPLETE, matches)) => complete::run(matches, environment),
+        Some((arguments::BENCH, matches)) => bench::run(matches, started, environment),
         Some((arguments::LOGITS, matches)) => logits::run(matches, started, environment),
         Some((arguments::EXPLAIN, matches)) => explain::run(matches, started, environment),
         Some((arguments::GRAPH, matches)) => graph::run(matches, started, environment),
