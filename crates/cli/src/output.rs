@@ -39,6 +39,16 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), CliE
     Ok(())
 }
 
+/// Finds out whether [`write_json`] will be able to write, so that a result is not lost after hours of work.
+pub(crate) fn check_writable(path: &Path) -> Result<(), CliError> {
+    let failed = |error: &io::Error| CliError::file("write", path, error);
+    let target = std::path::absolute(path).map_err(|error| failed(&error))?;
+    if target.is_dir() {
+        return Err(failed(&io::Error::from(io::ErrorKind::IsADirectory)));
+    }
+    temporary_beside(&target).map(|_| ()).map_err(|error| failed(&error))
+}
+
 /// A temporary file in the folder of `target`, which is an absolute path, with the permissions that any new file gets there.
 pub(crate) fn temporary_beside(target: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();

@@ -55,7 +55,8 @@ pub(crate) struct Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(first) = self.time_to_first_token else { return formatter.write_str("no output") };
-        write!(formatter, "TTFT {:.1} ms, {} tokens", first.as_secs_f64() * 1e3, self.tokens)?;
+        let plural = if self.tokens == 1 { "" } else { "s" };
+        write!(formatter, "TTFT {:.1} ms, {} token{plural}", first.as_secs_f64() * 1e3, self.tokens)?;
         match report::rate(self.tokens.saturating_sub(1), self.after_first) {
             Some(rate) => write!(formatter, ", {rate:.1} tokens/s after the first"),
             None => Ok(()),
@@ -73,7 +74,7 @@ mod tests {
         let summary = Summary { time_to_first_token: first, after_first: Duration::from_secs(2), tokens: 21 };
         assert_eq!(summary.to_string(), "TTFT 250.0 ms, 21 tokens, 10.0 tokens/s after the first");
         let single = Summary { time_to_first_token: first, after_first: Duration::ZERO, tokens: 1 };
-        assert_eq!(single.to_string(), "TTFT 250.0 ms, 1 tokens");
+        assert_eq!(single.to_string(), "TTFT 250.0 ms, 1 token");
         assert_eq!(Speed::begin().summary().to_string(), "no output");
     }
 

@@ -150,7 +150,7 @@ pub(crate) fn variable_of(path: &str) -> String {
 
 fn unknown_hint(name: &str) -> String {
     let variables: Vec<String> = all().iter().map(|setting| variable_of(setting.path())).collect();
-    match nearest(name, variables.iter().map(String::as_str).chain([LOG_FILTER])) {
+    match nearest(name, variables.iter().map(String::as_str).chain([LOG_FILTER, API_KEY])) {
         Some(near) => format!("; did you mean {near}?"),
         None => String::new(),
     }

@@ -58,6 +58,9 @@ pub(crate) const NUM_ITERS_COLD: &str = "num-iters-cold";
 pub(crate) const NUM_ITERS_WARM: &str = "num-iters-warm";
 pub(crate) const LEVELS: &str = "levels";
 
+/// The highest burstiness; the gaps are as good as equal long before.
+const MOST_EVEN: f64 = 1e6;
+
 const SERVER: &str = "Server";
 const REQUESTS: &str = "Requests";
 const ARRIVALS: &str = "Arrivals";
@@ -155,34 +158,27 @@ fn of_dataset() -> Vec<Arg> {
 }
 
 fn of_arrivals() -> Vec<Arg> {
-    let number = |name: &'static str, value_name: &'static str, default: &'static str, help: &'static str| {
-        let parser = |text: &str| match text.parse::<f64>() {
-            Ok(number) if number > 0.0 => Ok(number),
-            _ => Err("a number above 0 is needed".to_owned()),
-        };
-        Arg::new(name)
-            .long(name)
-            .value_name(value_name)
-            .value_parser(parser)
-            .default_value(default)
-            .help(help)
-            .help_heading(ARRIVALS)
+    let argument = |name: &'static str, value_name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value_name).help(help).help_heading(ARRIVALS)
     };
     vec![
-        number(REQUEST_RATE, "X", "inf", "Requests that are sent per second; inf sends all at once"),
-        number(
-            BURSTINESS,
-            "X",
-            "1",
-            "Shape of the gamma distribution of the gaps: 1 is Poisson, below 1 comes in bursts",
-        ),
-        Arg::new(MAX_CONCURRENCY)
-            .long(MAX_CONCURRENCY)
-            .value_name("N")
-            .value_parser(value_parser!(u32).range(1..))
-            .help("The most requests that are open at once; others wait to be sent")
-            .help_heading(ARRIVALS),
+        argument(REQUEST_RATE, "X", "Requests that are sent per second; inf sends all at once")
+            .value_parser(|text: &str| above_zero(text, f64::INFINITY))
+            .default_value("inf"),
+        argument(BURSTINESS, "X", "Shape of the gamma distribution of the gaps: 1 is Poisson, below 1 comes in bursts")
+            .value_parser(|text: &str| above_zero(text, MOST_EVEN))
+            .default_value("1"),
+        argument(MAX_CONCURRENCY, "N", "The most requests that are open at once; others wait to be sent")
+            .value_parser(value_parser!(u32).range(1..)),
     ]
+}
+
+fn above_zero(text: &str, most: f64) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number <= most => Ok(number),
+        _ if most.is_finite() => Err(format!("a number above 0 and at most {most} is needed")),
+        _ => Err("a number above 0, or inf, is needed".to_owned()),
+    }
 }
 
 fn of_results() -> Vec<Arg> {

@@ -33,7 +33,7 @@ pub(super) fn chat() -> Command {
         .arg(model().required(false))
         .arg(url().help("Ask the server at this address instead of loading a model"))
         .group(ArgGroup::new("partner").args([MODEL, URL]).required(true))
-        .args(of_server().map(|argument| argument.requires(URL)))
+        .args(of_server().map(|argument| argument.conflicts_with(MODEL)))
         .arg(system("Begin the conversation with a system message").visible_alias("system-prompt"))
         .arg(quick("Send one message, print the answer, and end"))
         .arg(stats())

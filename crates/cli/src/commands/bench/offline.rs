@@ -30,13 +30,15 @@ impl Bench {
     ///
     /// # Errors
     ///
-    /// If the lengths don't fit into its context, in which case answers would be shorter than was asked for.
+    /// If the lengths don't fit into its context, in which case answers would be shorter than was asked for, or the file of
+    /// the result can't be written.
     pub(super) fn load(
         matches: &ArgMatches,
         lengths: Lengths,
         started: Instant,
         environment: &Environment,
     ) -> Result<Self, CliError> {
+        check_output(matches)?;
         let llm = model::load(matches, started, environment)?;
         let context = *llm.settings().model.max_model_len;
         let longest = lengths.longest();
@@ -79,6 +81,14 @@ impl Bench {
         let began = Instant::now();
         let completions = self.llm.generate_each(tasks)?;
         Ok((completions, began.elapsed().as_secs_f64()))
+    }
+}
+
+/// Finds out whether the file of `--output-json` can be written, before the work and not after it.
+pub(super) fn check_output(matches: &ArgMatches) -> Result<(), CliError> {
+    match matches.get_one::<PathBuf>(arguments::OUTPUT_JSON) {
+        Some(path) => output::check_writable(path),
+        None => Ok(()),
     }
 }
 

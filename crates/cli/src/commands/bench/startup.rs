@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 use super::numbers::Sample;
-use super::offline::save;
+use super::offline::{check_output, save};
 use super::{count, progress};
 use crate::error::CliError;
 use crate::{arguments, model, output};
@@ -34,6 +34,7 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), CliError> {
         let message = "--kernel-cache is chosen by the benchmark: an empty one for each cold start; leave it out";
         return Err(CliError::Usage(message.to_owned()));
     }
+    check_output(matches)?;
     let iterations = Iterations {
         cold: count(matches, arguments::NUM_ITERS_COLD),
         fill: count(matches, arguments::NUM_ITERS_WARMUP),

@@ -39,6 +39,8 @@ pub(super) fn run(matches: &ArgMatches, environment: &Environment) -> Result<(),
     let form = Arc::new(form(matches, model, wanted.detailed));
     let schedule = schedule(matches, requests.len());
     let total = requests.len();
+    let mut result = described(matches, &form.model, total);
+    let path = result_path(matches, &result)?;
     let (outcomes, duration) = runtime.block_on(async {
         for request in &warmups {
             let outcome = load::ask(&client, &form, request, Instant::now()).await;
@@ -56,11 +58,12 @@ pub(super) fn run(matches: &ArgMatches, environment: &Environment) -> Result<(),
             "the server does not tell how many tokens its answers have (usage): every part of the stream counts as a token"
         );
     }
-    let mut result = described(matches, &form.model, total);
     result.extend(metrics::measure(&outcomes, duration, &wanted));
     output::show(table(&result, &wanted))?;
-    if matches.get_flag(arguments::SAVE_RESULT) {
-        save(matches, &result)?;
+    if let Some(path) = path {
+        output::write_json(&path, &result)?;
+        // The file is there, whether or not anybody reads that it is.
+        let _ = output::notice(format_args!("wrote {}", path.display()));
     }
     tell_failures(&outcomes)
 }
@@ -208,17 +211,19 @@ fn table(result: &Map<String, Value>, wanted: &Wanted) -> String {
     text
 }
 
-fn save(matches: &ArgMatches, result: &Map<String, Value>) -> Result<(), CliError> {
+/// The file that the result goes to, if it is to be saved, after it was tried whether it can be written.
+fn result_path(matches: &ArgMatches, result: &Map<String, Value>) -> Result<Option<PathBuf>, CliError> {
+    if !matches.get_flag(arguments::SAVE_RESULT) {
+        return Ok(None);
+    }
     let folder = matches.get_one::<PathBuf>(arguments::RESULT_DIR).cloned().unwrap_or_default();
     if !folder.as_os_str().is_empty() {
         std::fs::create_dir_all(&folder).map_err(|error| CliError::file("create", &folder, &error))?;
     }
     let name = matches.get_one::<String>(arguments::RESULT_FILENAME).cloned();
     let path = folder.join(name.unwrap_or_else(|| file_name(matches, result)));
-    output::write_json(&path, result)?;
-    // The file is there, whether or not anybody reads that it is.
-    let _ = output::notice(format_args!("wrote {}", path.display()));
-    Ok(())
+    output::check_writable(&path)?;
+    Ok(Some(path))
 }
 
 /// A name of the file that says what was run.
