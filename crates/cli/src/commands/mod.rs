@@ -1,6 +1,8 @@
 //! One module for each command.
 
+mod bench;
 mod chat;
+mod complete;
 mod completions;
 mod explain;
 mod generate;
@@ -21,6 +23,8 @@ pub(crate) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
     match matches.subcommand() {
         Some((arguments::GENERATE, matches)) => generate::run(matches, started, environment),
         Some((arguments::CHAT, matches)) => chat::run(matches, started, environment),
+        Some((arguments::COMPLETE, matches)) => complete::run(matches, environment),
+        Some((arguments::BENCH, matches)) => bench::run(matches, started, environment),
         Some((arguments::LOGITS, matches)) => logits::run(matches, started, environment),
         Some((arguments::EXPLAIN, matches)) => explain::run(matches, started, environment),
         Some((arguments::GRAPH, matches)) => graph::run(matches, started, environment),
