@@ -393,7 +393,7 @@ fn chats_refuse_what_is_theirs_alone() {
             "tools[0].function.parameters",
         ),
         (
-            json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(65)}}]}),
+            json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(57)}}]}),
             "tools[0].function.parameters",
         ),
         (json!({"tool_choice": "auto"}), "tool_choice"),
@@ -463,6 +463,8 @@ fn tools_are_chosen_and_calls_forced() {
     let request = with_tools(json!({"tool_choice": "required", "parallel_tool_calls": false}));
     let Some(StructuredOutput::Json(schema)) = request.options.sampling.structured_output else { panic!() };
     assert_eq!((&schema["type"], &schema["maxItems"]), (&json!("array"), &json!(1)));
+    let deepest = json!({"type": "function", "function": {"name": "f", "parameters": nested(56)}});
+    assert!(chat(json!({"tools": [deepest], "tool_choice": "required"})).is_ok());
     assert_eq!(chat(json!({"tools": []})).unwrap().tool_choice, ToolChoice::None);
     assert_eq!(chat(json!({"tools": [], "tool_choice": "auto"})).unwrap().tool_choice, ToolChoice::None);
 }
