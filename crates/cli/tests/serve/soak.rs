@@ -25,7 +25,8 @@ struct Tally {
 
 fn body(prompt: usize, stream: bool) -> Value {
     // Half of the prompts begin alike, so that the prefix cache has something to share.
-    let beginning = if prompt % 2 == 0 { "Once upon a time there was a fox named Ida who lived in the woods. " } else { "" };
+    let beginning =
+        if prompt % 2 == 0 { "Once upon a time there was a fox named Ida who lived in the woods. " } else { "" };
     let text = format!("{beginning}What is {} + {}?", prompt % 10, prompt / 10);
     json!({
         "prompt": text, "max_tokens": 8 + prompt, "temperature": if prompt % 3 == 0 { 1.0 } else { 0.0 }, "seed": prompt,
