@@ -3,7 +3,8 @@
 //! The arguments of the settings come from their declarations in `allotrope-config`; those of each command are here.
 
 mod bench;
-mod clients;
+pub(crate) mod clients;
+pub(crate) mod serve;
 
 use std::path::PathBuf;
 
@@ -87,6 +88,7 @@ pub(crate) fn command() -> Command {
                 .help("Log what happens to standard error; -vv logs details, -vvv everything"),
         )
         .subcommand(with_settings(generate()))
+        .subcommand(with_settings(serve::serve()))
         .subcommand(with_settings(clients::chat()))
         .subcommand(clients::complete())
         .subcommand(bench::bench())

@@ -42,6 +42,7 @@ fn run(started: Instant) -> Result<(), CliError> {
     }
     let matches = arguments::command().try_get_matches_from(command_line::normalize(given)?)?;
     let environment = Environment::current();
-    logging::start(matches.get_count(arguments::VERBOSE), &environment)?;
+    let is_server = matches.subcommand_name() == Some(arguments::serve::SERVE);
+    logging::start(matches.get_count(arguments::VERBOSE), is_server, &environment)?;
     commands::run(&matches, started, &environment)
 }

@@ -279,8 +279,8 @@ fn with_dashes(text: &str) -> Option<String> {
 /// `--no-SWITCH`, as the switch itself says it.
 fn switched_off(text: &str) -> Option<String> {
     let name = text.strip_prefix("--no-")?;
-    let is_switch = |setting: &&'static dyn Declared| matches!(setting.flag(), Flag::Switch { long } if long == name);
-    all().iter().any(|setting| is_switch(&setting)).then(|| format!("--{name}=false"))
+    let is_switch = |flag: Flag| matches!(flag, Flag::Switch { long } if long == name);
+    all().iter().any(|setting| is_switch(setting.flag())).then(|| format!("--{name}=false"))
 }
 
 /// One thing that was said: its position among the arguments, what it is, and its values.

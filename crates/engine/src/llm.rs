@@ -6,7 +6,7 @@ use std::time::Instant;
 use allotrope_config::{OptimizationLevel, Options, Settings, Source};
 use allotrope_graph::history::PassReport;
 use allotrope_model::Tokenizer;
-use allotrope_runtime::{StartupLedger, StartupReport};
+use allotrope_runtime::{PhaseObserver, StartupLedger, StartupReport};
 
 use crate::answer::{Answer, Collected};
 use crate::async_llm::AsyncLlm;
@@ -25,6 +25,7 @@ pub struct LlmBuilder {
     folder: PathBuf,
     options: Options,
     started: Instant,
+    observer: Option<PhaseObserver>,
 }
 
 impl LlmBuilder {
@@ -58,6 +59,13 @@ impl LlmBuilder {
         self
     }
 
+    /// Tells `observe` the name of each phase of the start as it begins, on the thread that loads.
+    #[must_use]
+    pub fn on_phase(mut self, observe: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.observer = Some(PhaseObserver::new(observe));
+        self
+    }
+
     /// Decides everything and loads nothing: for `explain`.
     ///
     /// # Errors
@@ -85,7 +93,7 @@ impl LlmBuilder {
     }
 
     pub(crate) fn load(self) -> Result<Loaded, EngineError> {
-        let mut ledger = StartupLedger::since(self.started);
+        let mut ledger = StartupLedger::since(self.started).observed(self.observer);
         ledger.claim("read options", self.started.elapsed());
         Loaded::new(&self.folder, |ledger| Plan::new(&self.folder, &self.options, ledger), ledger)
     }
@@ -108,7 +116,7 @@ pub struct Llm {
 impl Llm {
     /// Starts to say how the checkpoint in a folder is loaded.
     pub fn builder(folder: impl Into<PathBuf>) -> LlmBuilder {
-        LlmBuilder { folder: folder.into(), options: Options::default(), started: Instant::now() }
+        LlmBuilder { folder: folder.into(), options: Options::default(), started: Instant::now(), observer: None }
     }
 
     /// Answers several prompts together. Answers come in the order of the prompts, `params.n` to each, and each is the same as

@@ -8,6 +8,7 @@ mod explain;
 mod generate;
 mod graph;
 mod logits;
+mod serve;
 mod settings;
 
 use std::time::Instant;
@@ -22,6 +23,7 @@ use crate::error::CliError;
 pub(crate) fn run(matches: &ArgMatches, started: Instant, environment: &Environment) -> Result<(), CliError> {
     match matches.subcommand() {
         Some((arguments::GENERATE, matches)) => generate::run(matches, started, environment),
+        Some((arguments::serve::SERVE, matches)) => serve::run(matches, started, environment),
         Some((arguments::CHAT, matches)) => chat::run(matches, started, environment),
         Some((arguments::COMPLETE, matches)) => complete::run(matches, environment),
         Some((arguments::BENCH, matches)) => bench::run(matches, started, environment),
