@@ -9,7 +9,7 @@ use allotrope_runtime::{Device, Executor, RowSampling};
 use crate::block_pool::{BlockPool, BlockPoolError};
 use crate::error::EngineError;
 use crate::request::{FinishReason, Request, TokenLogits};
-use crate::sampling::{Sampler, SamplingParams, TokenCounts};
+use crate::sampling::{Sampler, SamplingContext, SamplingParams, SamplingScratch, TokenCounts};
 use crate::scheduler::{Scheduled, Scheduler, SchedulerLimits, SequenceId};
 
 /// A token that a step produced.
@@ -59,7 +59,7 @@ pub(crate) struct EngineCore<D: Device> {
     scheduler: Scheduler,
     live: HashMap<SequenceId, Live>,
     inputs: StepInputs,
-    row: Vec<f32>,
+    scratch: SamplingScratch,
     vocabulary: usize,
     block_size: usize,
     next_id: u64,
@@ -79,7 +79,7 @@ impl<D: Device> EngineCore<D> {
             scheduler,
             live: HashMap::new(),
             inputs: StepInputs::default(),
-            row: Vec::new(),
+            scratch: SamplingScratch::default(),
             vocabulary: options.vocabulary,
             block_size: options.cache.block_size,
             next_id: 0,
@@ -100,9 +100,8 @@ impl<D: Device> EngineCore<D> {
     pub(crate) fn add(&mut self, request: Request, seed: u64) -> Result<SequenceId, EngineError> {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        let sampler = Sampler::new(&request.params, seed)?;
-        let mut seen = TokenCounts::default();
-        request.prompt.iter().for_each(|token| seen.add(*token));
+        let sampler = Sampler::new(&request.params, seed)?.with_end_tokens(&request.end_tokens);
+        let seen = TokenCounts::of_prompt(&request.prompt);
         self.scheduler.add(id, request.prompt.clone());
         let live = Live { request, sampler, seen, generated: 0, started: None, first_token: None };
         self.live.insert(id, live);
@@ -147,12 +146,14 @@ impl<D: Device> EngineCore<D> {
                     token
                 }
                 None => {
-                    self.row.clear();
-                    self.row.extend_from_slice(&logits[(row - first) * self.vocabulary..][..self.vocabulary]);
-                    live.sampler.sample(&mut self.row, &live.seen)?
+                    let logits = &logits[(row - first) * self.vocabulary..][..self.vocabulary];
+                    let tokens = &self.scheduler.running()[*place].tokens;
+                    let output = &tokens[tokens.len() - live.generated..];
+                    let context = SamplingContext { seen: &live.seen, output, grammar: None };
+                    live.sampler.sample(logits, &mut self.scratch, context)?.token
                 }
             };
-            live.seen.add(token);
+            live.seen.add_output(token);
             live.generated += 1;
             produced.push((*place, live.produced(id, token)));
         }
@@ -257,7 +258,8 @@ impl<D: Device> EngineCore<D> {
         let mut last = prompt_logits[prompt_logits.len() - vocabulary..].to_vec();
         for step in 0..new_tokens {
             step_logits.extend_from_slice(&last);
-            let token = greedy.sample(&mut last, &TokenCounts::default())?;
+            let context = SamplingContext { seen: &TokenCounts::default(), output: &[], grammar: None };
+            let token = greedy.sample(&last, &mut SamplingScratch::default(), context)?.token;
             picked.push(token);
             if step + 1 < new_tokens {
                 last.clear();

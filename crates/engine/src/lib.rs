@@ -23,6 +23,7 @@ mod request;
 mod sampling;
 mod scheduler;
 mod stream;
+mod structured;
 
 pub use allotrope_config::OptimizationLevel;
 pub use allotrope_graph as graph;
@@ -34,5 +35,9 @@ pub use error::EngineError;
 pub use llm::{Llm, LlmBuilder, Statistics};
 pub use plan::Plan;
 pub use request::{Completion, Delta, FinishReason, Prompt, TokenLogits};
-pub use sampling::{LogprobCount, SamplingError, SamplingParams, StructuredOutput};
+pub use sampling::{
+    DEFAULT_MAX_LOGPROBS, LogprobCount, SampledToken, Sampler, SamplingContext, SamplingError, SamplingParams,
+    SamplingScratch, StructuredOutput, TokenCounts, TokenLogprobs,
+};
 pub use stream::CompletionStream;
+pub use structured::{Grammar, GrammarCompiler, GrammarMatcher, StructuredOutputError};
