@@ -162,7 +162,8 @@ struct Progress {
 impl Progress {
     fn new() -> Self {
         let spinner = io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
             let spinner = ProgressBar::new_spinner().with_style(style);
             spinner.enable_steady_tick(SPINNER_INTERVAL);
             spinner
