@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Serde, Value};
 use minijinja::{Environment, Error, ErrorKind};
 use regex::{Captures, Regex};
 use serde::{Deserialize, Serialize};
@@ -37,8 +37,13 @@ const MAX_STEPS: u64 = 50_000_000;
 const MAX_RECURSION: usize = 100;
 /// Largest rendered text in bytes beyond that of the messages.
 const MAX_ADDED_TEXT: usize = 16 << 20;
+/// Stands at the end of a message that is to be continued, while the template runs. Not white space, so templates that trim
+/// do not trim the message where the answer goes on.
+const END_OF_CONTENT: &str = "\u{fdd0}end of content\u{fdd1}";
 /// Name of the template inside the engine.
 const NAME: &str = "chat";
+/// The function with which a template refuses a conversation.
+const RAISE_EXCEPTION: &str = "raise_exception";
 /// Special tokens that a template may use by these names.
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -59,11 +64,76 @@ impl Message {
     }
 }
 
+/// A conversation, and what else a template may use.
+///
+/// ```
+/// use allotrope_model::Conversation;
+/// use serde_json::json;
+///
+/// let messages = [json!({"role": "user", "content": "What time is it?"})];
+/// let tools = [json!({"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}})];
+/// let conversation = Conversation { tools: &tools, add_generation_prompt: true, ..Conversation::new(&messages) };
+/// assert!(!conversation.continue_final_message);
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Conversation<'a> {
+    /// The messages, each an object with `role`, usually `content`, and whatever else the template reads: `tool_calls`
+    /// (their arguments as objects), `tool_call_id`, `name`.
+    pub messages: &'a [serde_json::Value],
+    /// Descriptions of tools; with none, the template sees none at all.
+    pub tools: &'a [serde_json::Value],
+    /// Documents to quote; with none, the template sees none at all.
+    pub documents: &'a [serde_json::Value],
+    /// More variables of the template. They cannot take the place of those that the engine sets.
+    pub arguments: Option<&'a serde_json::Map<String, serde_json::Value>>,
+    /// The text ends where the assistant's answer begins.
+    pub add_generation_prompt: bool,
+    /// The text ends inside the last message, whose `content` is text, so that the model goes on with it.
+    pub continue_final_message: bool,
+}
+
+impl<'a> Conversation<'a> {
+    /// Messages and nothing else.
+    pub fn new(messages: &'a [serde_json::Value]) -> Self {
+        Conversation {
+            messages,
+            tools: &[],
+            documents: &[],
+            arguments: None,
+            add_generation_prompt: false,
+            continue_final_message: false,
+        }
+    }
+
+    /// Bytes of text in it.
+    fn bytes(&self) -> usize {
+        let parts = self.messages.iter().chain(self.tools).chain(self.documents);
+        let parts = parts.map(text_bytes).fold(0, usize::saturating_add);
+        let arguments = self.arguments.into_iter().flatten();
+        arguments.fold(parts, |bytes, (name, value)| bytes.saturating_add(name.len() + text_bytes(value)))
+    }
+}
+
+/// The bytes of all keys and strings in `value`, and some for each value, which a template may write as well.
+fn text_bytes(value: &serde_json::Value) -> usize {
+    const OWN: usize = 4;
+    let inner = match value {
+        serde_json::Value::String(text) => text.len(),
+        serde_json::Value::Array(values) => values.iter().map(text_bytes).fold(0, usize::saturating_add),
+        serde_json::Value::Object(fields) => {
+            fields.iter().fold(0_usize, |bytes, (key, value)| bytes.saturating_add(key.len() + text_bytes(value)))
+        }
+        _ => 0,
+    };
+    inner.saturating_add(OWN)
+}
+
 /// The chat template of a checkpoint, parsed.
 pub struct ChatTemplate {
     path: PathBuf,
     environment: Environment<'static>,
     special_tokens: Vec<(&'static str, String)>,
+    takes_tools: bool,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -110,13 +180,14 @@ impl ChatTemplate {
         environment.set_fuel(Some(MAX_STEPS));
         environment.set_recursion_limit(MAX_RECURSION);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
+        environment.add_function(RAISE_EXCEPTION, raise_exception);
         environment.add_filter("tojson", to_json);
         let source = without_generation_tags(source);
+        let takes_tools = mentions_tools(&source);
         if let Err(error) = environment.add_template_owned(NAME, source) {
             return Err(template_error(&path, &error));
         }
-        Ok(ChatTemplate { path, environment, special_tokens })
+        Ok(ChatTemplate { path, environment, special_tokens, takes_tools })
     }
 
     /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's answer begins.
@@ -141,30 +212,113 @@ impl ChatTemplate {
         add_generation_prompt: bool,
         now: SystemTime,
     ) -> Result<String, ModelError> {
-        let mut context: Vec<(&str, Value)> =
-            self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))).collect();
-        let message = |message: &Message| {
-            Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
-        };
-        context.push(("messages", messages.iter().map(message).collect()));
-        context.push(("add_generation_prompt", Value::from(add_generation_prompt)));
-        context.push(("tools", Value::from(())));
-        context.push(("documents", Value::from(())));
-        context.push(("strftime_now", Value::from_function(move |format: &str| format_time(format, now))));
-        let context = Value::from_pairs(context);
+        let messages: Vec<serde_json::Value> = messages
+            .iter()
+            .map(|message| serde_json::json!({"role": message.role, "content": message.content}))
+            .collect();
+        let conversation = Conversation { add_generation_prompt, ..Conversation::new(&messages) };
+        self.render_conversation_at(&conversation, now)
+    }
 
-        let given: usize = messages.iter().map(|message| message.content.len() + message.role.len()).sum();
-        let mut output =
-            BoundedOutput { bytes: Vec::new(), bound: given.saturating_mul(4).saturating_add(MAX_ADDED_TEXT) };
+    /// The text of a conversation with tools, documents and more variables.
+    ///
+    /// # Errors
+    /// As for [`ChatTemplate::render`]; and if the last message is to be continued, but its content is no text or the template
+    /// does not write it.
+    pub fn render_conversation(&self, conversation: &Conversation<'_>) -> Result<String, ModelError> {
+        self.render_conversation_at(conversation, SystemTime::now())
+    }
+
+    /// As [`ChatTemplate::render_conversation`], for a given time instead of now.
+    ///
+    /// # Errors
+    /// As for [`ChatTemplate::render_conversation`].
+    pub fn render_conversation_at(
+        &self,
+        conversation: &Conversation<'_>,
+        now: SystemTime,
+    ) -> Result<String, ModelError> {
+        let bound = conversation.bytes().saturating_mul(4).saturating_add(MAX_ADDED_TEXT);
+        let mut output = BoundedOutput { bytes: Vec::new(), bound };
+        let context = self.context(conversation, now)?;
         let template = self.environment.get_template(NAME).map_err(|error| template_error(&self.path, &error))?;
         let rendered = template.render_captured_to(context, &mut output);
         rendered.map_err(|error| template_error(&self.path, &error))?;
-        String::from_utf8(output.bytes).map_err(|_| ModelError::Template {
-            path: self.path.clone(),
-            line: None,
-            problem: "the rendered text is not UTF-8".to_owned(),
-        })
+        let text =
+            String::from_utf8(output.bytes).map_err(|_| self.error("the rendered text is not UTF-8".to_owned()))?;
+        if conversation.continue_final_message { self.cut_at_mark(&text) } else { Ok(text) }
     }
+
+    /// Whether the template can tell the model of tools. If not, tools that it is given are not in the text.
+    pub fn takes_tools(&self) -> bool {
+        self.takes_tools
+    }
+
+    /// Another template with the special tokens of this one.
+    ///
+    /// # Errors
+    /// If `source` is too large or does not parse.
+    pub fn with_source(&self, source: &str) -> Result<Self, ModelError> {
+        if source.len() as u64 > MAX_TEMPLATE {
+            return Err(self.error(format!("the template has {} bytes, more than {MAX_TEMPLATE}", source.len())));
+        }
+        Self::parse(PathBuf::from("chat_template of the request"), source, self.special_tokens.clone())
+    }
+
+    fn error(&self, problem: String) -> ModelError {
+        ModelError::Template { path: self.path.clone(), line: None, problem }
+    }
+
+    fn context(&self, conversation: &Conversation<'_>, now: SystemTime) -> Result<Value, ModelError> {
+        // Of two entries with one name the later one counts, so what comes from outside comes first.
+        let mut context: Vec<(&str, Value)> = Vec::new();
+        let arguments = conversation.arguments.into_iter().flatten();
+        for (name, value) in arguments.filter(|(name, _)| *name != RAISE_EXCEPTION) {
+            context.push((name, Value::from(Serde(value))));
+        }
+        context.extend(SPECIAL_TOKENS.iter().map(|name| (*name, Value::UNDEFINED)));
+        context.extend(self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))));
+        let mut messages: Vec<Value> =
+            conversation.messages.iter().map(|message| Value::from(Serde(message))).collect();
+        if conversation.continue_final_message {
+            let marked = conversation.messages.last().and_then(marked);
+            let marked =
+                marked.ok_or_else(|| self.error("the last message has no text that could be continued".to_owned()))?;
+            messages.pop();
+            messages.push(Value::from(Serde(&marked)));
+        }
+        let list = |values: &[serde_json::Value]| match values {
+            [] => Value::from(()),
+            values => Value::from(Serde(values)),
+        };
+        context.push(("messages", Value::from(messages)));
+        context.push(("add_generation_prompt", Value::from(conversation.add_generation_prompt)));
+        context.push(("continue_final_message", Value::from(conversation.continue_final_message)));
+        context.push(("tools", list(conversation.tools)));
+        context.push(("documents", list(conversation.documents)));
+        context.push(("strftime_now", Value::from_function(move |format: &str| format_time(format, now))));
+        Ok(Value::from_pairs(context))
+    }
+
+    /// The text up to the end of the last message's content.
+    fn cut_at_mark(&self, text: &str) -> Result<String, ModelError> {
+        match text.rfind(END_OF_CONTENT) {
+            // A template that writes the content twice left the mark elsewhere too.
+            Some(end) => Ok(text[..end].replace(END_OF_CONTENT, "")),
+            None => {
+                Err(self.error("the template does not write the last message, so it cannot be continued".to_owned()))
+            }
+        }
+    }
+}
+
+/// The message with a mark at the end of its content; `None` if that is no text.
+fn marked(message: &serde_json::Value) -> Option<serde_json::Value> {
+    let content = message.get("content")?.as_str()?;
+    let mut message = message.clone();
+    let content = format!("{content}{END_OF_CONTENT}");
+    message.as_object_mut()?.insert("content".to_owned(), serde_json::Value::String(content));
+    Some(message)
 }
 
 /// The special tokens that `tokenizer_config.json` names; each is a string, or an object with `content`.
@@ -207,6 +361,13 @@ fn without_generation_tags(source: &str) -> String {
         format!("{{%{} {statement} {}%}}", &found[1], &found[3])
     };
     tags.replace_all(source, replace).into_owned()
+}
+
+/// Whether the source has the word `tools`. That is how templates that take tools call them; the word in a comment or a
+/// text alone would mislead, which no template that we know does.
+fn mentions_tools(source: &str) -> bool {
+    let is_word = |character: char| character.is_alphanumeric() || character == '_';
+    source.split(|character| !is_word(character)).any(|word| word == "tools")
 }
 
 fn raise_exception(message: &str) -> Result<Value, Error> {

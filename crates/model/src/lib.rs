@@ -39,7 +39,7 @@ mod rope;
 mod tokenizer;
 mod weights;
 
-pub use chat::{CHAT_TEMPLATE_FILE, ChatTemplate, Message, TOKENIZER_CONFIG_FILE};
+pub use chat::{CHAT_TEMPLATE_FILE, ChatTemplate, Conversation, Message, TOKENIZER_CONFIG_FILE};
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, Architecture, CONFIG_FILE, ModelConfig};
 pub use error::{Fault, ModelError};

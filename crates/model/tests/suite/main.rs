@@ -5,6 +5,7 @@
 mod chat;
 mod checkpoints;
 mod config;
+mod conversation;
 mod quantization;
 mod rope;
 mod token_stream;

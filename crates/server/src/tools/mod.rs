@@ -1,9 +1,12 @@
 //! Calls of tools: how a model is told of them, made to call them, and how its calls are read from its text.
 
+mod call_object;
 mod forced;
+mod parser;
 mod preamble;
 
 pub use forced::forced_output;
+pub use parser::{ParsedAnswer, ToolEvent, ToolParser};
 pub use preamble::describe_in_messages;
 
 /// How a model writes calls.
