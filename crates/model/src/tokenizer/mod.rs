@@ -88,6 +88,30 @@ impl Tokenizer {
         self.shared.pipeline.id_to_token(id)
     }
 
+    /// The bytes of text that the token of an id stands for in the middle of a text: those that a byte-level vocabulary spells, a
+    /// space for `▁` and the byte for `<0x0A>` in a vocabulary of SentencePiece. A token that was added to the vocabulary, such as
+    /// a special one, stands for its own spelling. `None` for ids that no token has.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.token(id)?;
+        if self.shared.pipeline.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id) {
+            return Some(token.into_bytes());
+        }
+        let part = |wanted: fn(&DecoderWrapper) -> bool| match self.decoder() {
+            Some(DecoderWrapper::Sequence(sequence)) => sequence.get_decoders().iter().any(wanted),
+            Some(decoder) => wanted(decoder),
+            None => false,
+        };
+        if part(|decoder| matches!(decoder, DecoderWrapper::ByteLevel(_))) {
+            return Some(byte_level::token_bytes(&token));
+        }
+        let byte = part(|decoder| matches!(decoder, DecoderWrapper::ByteFallback(_)))
+            .then(|| token.strip_prefix("<0x")?.strip_suffix('>'))
+            .flatten()
+            .filter(|digits| digits.len() == 2)
+            .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        Some(byte.map_or_else(|| token.replace('▁', " ").into_bytes(), |byte| vec![byte]))
+    }
+
     /// Whether the token of this id is special: a mark such as the end of a text, not text.
     pub fn is_special(&self, id: u32) -> bool {
         let vocabulary = self.shared.pipeline.get_added_vocabulary();
