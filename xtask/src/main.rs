@@ -3,6 +3,7 @@
 
 mod bench;
 mod bisect;
+mod clients;
 mod docs;
 mod emulate;
 mod error;
@@ -10,6 +11,8 @@ mod fixtures;
 mod gpu_archive;
 mod kernels;
 mod runner;
+mod server;
+mod soak;
 mod tidy;
 mod validate;
 mod workspace;
@@ -34,6 +37,8 @@ enum Task {
     Bench(bench::Options),
     /// Find the first rewrite of a graph after which the logits have other bits
     Bisect(bisect::Options),
+    /// Run the official `openai` package for Python against the server (needs Python, and the package or a way to install it)
+    Clients,
     /// Write the documentation that is generated from the code, or check that it is current
     Docs(docs::Options),
     /// Run a program on the CUDA emulator, which takes the place of a GPU and its driver: `cargo xtask emulate -- COMMAND`
@@ -45,6 +50,8 @@ enum Task {
     GpuArchive(gpu_archive::Options),
     /// Compile the CUDA kernels into the bundle that the program embeds, check that it is current, or print what they take
     Kernels(kernels::Options),
+    /// Put ten thousand requests to the server, many at once and some cancelled, and look for what is lost, wrong or left behind
+    Soak(soak::Options),
     /// Check the rules of the source tree that no compiler checks
     Tidy,
     /// Run every check that a change must pass, cheapest first
@@ -55,11 +62,13 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().task {
         Task::Bench(options) => bench::run(&options),
         Task::Bisect(options) => bisect::run(&options),
+        Task::Clients => clients::run(),
         Task::Docs(options) => docs::run(&options),
         Task::Emulate(options) => emulate::run(&options),
         Task::Fixtures(options) => fixtures::run(&options),
         Task::GpuArchive(options) => gpu_archive::run(&options),
         Task::Kernels(options) => kernels::run(&options),
+        Task::Soak(options) => soak::run(&options),
         Task::Tidy => tidy::run(),
         Task::Validate => validate::run(),
     };

@@ -2,6 +2,10 @@
 //!
 //! The arguments of the settings come from their declarations in `allotrope-config`; those of each command are here.
 
+mod bench;
+pub(crate) mod clients;
+pub(crate) mod serve;
+
 use std::path::PathBuf;
 
 use allotrope_config::{OptimizationLevel, PROJECT_FILE, command_line};
@@ -9,8 +13,10 @@ use clap::builder::{PossibleValue, PossibleValuesParser};
 use clap::{Arg, ArgAction, ArgGroup, Command, value_parser};
 use clap_complete::Shell;
 
+pub(crate) use self::bench::*;
+pub(crate) use self::clients::*;
+
 pub(crate) const GENERATE: &str = "generate";
-pub(crate) const CHAT: &str = "chat";
 pub(crate) const LOGITS: &str = "logits";
 pub(crate) const EXPLAIN: &str = "explain";
 pub(crate) const GRAPH: &str = "graph";
@@ -82,7 +88,10 @@ pub(crate) fn command() -> Command {
                 .help("Log what happens to standard error; -vv logs details, -vvv everything"),
         )
         .subcommand(with_settings(generate()))
-        .subcommand(with_settings(chat()))
+        .subcommand(with_settings(serve::serve()))
+        .subcommand(with_settings(clients::chat()))
+        .subcommand(clients::complete())
+        .subcommand(bench::bench())
         .subcommand(with_settings(logits()))
         .subcommand(with_settings(explain()))
         .subcommand(with_settings(graph()))
@@ -153,20 +162,6 @@ fn generate() -> Command {
              finish_reason, prompt_tokens, timings). With json, the report on standard error is JSON too.",
         ))
         .arg(quiet("Do not report the start and the speed"))
-        .args(sampling())
-}
-
-fn chat() -> Command {
-    Command::new(CHAT)
-        .about("Holds a conversation in the terminal")
-        .long_about(
-            "Holds a conversation in the terminal, through the checkpoint's chat template.\n\n\
-             Ctrl-C stops an answer, Ctrl-D ends the conversation, the arrow keys bring earlier lines back, and /help \
-             lists the commands. If standard input is no terminal, every line of it is a message.",
-        )
-        .arg(model())
-        .arg(system("Begin the conversation with a system message"))
-        .arg(quiet("Print nothing but the answers"))
         .args(sampling())
 }
 

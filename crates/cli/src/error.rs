@@ -101,7 +101,7 @@ fn sorted(is_usage: bool, error: &dyn std::error::Error) -> CliError {
 
 /// The message of an error and of its causes, joined by colons. A cause that its error has already put into its own
 /// message is not repeated.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

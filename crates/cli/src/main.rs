@@ -1,9 +1,11 @@
-//! The `allotrope` command: text from a checkpoint, a conversation, logits to compare with, the plan of a run, and settings.
+//! The `allotrope` command: text from a checkpoint or a server, a conversation, benchmarks, logits to compare with, the plan of
+//! a run, and settings.
 //!
 //! Results go to standard output; logs, reports and errors to standard error. The exit status is 0 for success, 1 for
 //! a failure and 2 for a command line or setting that cannot be.
 
 mod arguments;
+mod client;
 mod commands;
 mod error;
 mod input;
@@ -11,8 +13,10 @@ mod logging;
 mod model;
 mod output;
 mod prompts;
+mod reader;
 mod report;
 mod sampling;
+mod speed;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -38,6 +42,7 @@ fn run(started: Instant) -> Result<(), CliError> {
     }
     let matches = arguments::command().try_get_matches_from(command_line::normalize(given)?)?;
     let environment = Environment::current();
-    logging::start(matches.get_count(arguments::VERBOSE), &environment)?;
+    let is_server = matches.subcommand_name() == Some(arguments::serve::SERVE);
+    logging::start(matches.get_count(arguments::VERBOSE), is_server, &environment)?;
     commands::run(&matches, started, &environment)
 }

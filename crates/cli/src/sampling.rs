@@ -3,6 +3,7 @@
 use allotrope_engine::SamplingParams;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use serde_json::{Map, Value};
 
 use crate::arguments::{IGNORE_EOS, MAX_TOKENS, MIN_P, REPETITION_PENALTY, SEED, STOP, TEMPERATURE, TOP_K, TOP_P};
 use crate::error::CliError;
@@ -63,6 +64,22 @@ impl SamplingFlags {
         Ok(params)
     }
 
+    /// The flags that were given, as members of a request to a server, which knows defaults of its own.
+    pub(crate) fn members(&self) -> Map<String, Value> {
+        let members = [
+            (MAX_TOKENS, self.max_tokens.map(Value::from)),
+            (TEMPERATURE, self.temperature.map(decimal)),
+            (TOP_P, self.top_p.map(decimal)),
+            (TOP_K, self.top_k.map(Value::from)),
+            (MIN_P, self.min_p.map(decimal)),
+            (REPETITION_PENALTY, self.repetition_penalty.map(decimal)),
+            (SEED, self.seed.map(Value::from)),
+            (STOP, (!self.stop.is_empty()).then(|| Value::from(self.stop.clone()))),
+            (IGNORE_EOS, self.ignore_eos.then_some(Value::Bool(true))),
+        ];
+        members.into_iter().filter_map(|(name, value)| Some((name.replace('-', "_"), value?))).collect()
+    }
+
     fn merged(&self, asked: SamplingParams) -> SamplingParams {
         SamplingParams {
             temperature: self.temperature.unwrap_or(asked.temperature),
@@ -77,6 +94,11 @@ impl SamplingFlags {
             ..asked
         }
     }
+}
+
+/// A number as it was written, and not as the nearest one of twice the precision: 0.1 and not 0.10000000149011612.
+fn decimal(number: f32) -> Value {
+    number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }
 
 #[cfg(test)]
@@ -108,6 +130,14 @@ mod tests {
         };
         assert_eq!(params.over(asked()).unwrap(), expected);
         assert_eq!(flags(&[]).unwrap().over(asked()).unwrap(), asked());
+    }
+
+    #[test]
+    fn a_server_is_told_what_was_given_and_nothing_else() {
+        let given = ["--top-p", "0.1", "--max-tokens", "5", "--stop", "a", "--ignore-eos"];
+        let expected = serde_json::json!({ "max_tokens": 5, "top_p": 0.1, "stop": ["a"], "ignore_eos": true });
+        assert_eq!(Value::Object(flags(&given).unwrap().members()), expected);
+        assert!(flags(&[]).unwrap().members().is_empty());
     }
 
     #[test]

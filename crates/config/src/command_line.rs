@@ -205,7 +205,8 @@ impl TypedValueParser for SettingParser {
 /// - `-cc.KEY=VALUE`, `-cc.KEY VALUE`, `-cc.KEY+=VALUE`, `-cc.KEY+ VALUE`, the same with `--compilation-config` for `-cc`:
 ///   `--compilation-config=KEY=VALUE`;
 /// - `-cc VALUE`, `-cc=VALUE`: `--compilation-config VALUE`;
-/// - the long flags of settings written with underscores: with dashes.
+/// - the long flags of settings written with underscores: with dashes;
+/// - `--no-SWITCH`: `--SWITCH=false`.
 ///
 /// # Errors
 ///
@@ -242,7 +243,8 @@ pub fn normalize(arguments: impl IntoIterator<Item = OsString>) -> Result<Vec<Os
             }
             normal.push(joined);
         } else {
-            normal.push(with_dashes(text).map_or_else(|| argument.clone(), OsString::from));
+            let dashed = with_dashes(text).unwrap_or_else(|| text.to_owned());
+            normal.push(switched_off(&dashed).unwrap_or(dashed).into());
         }
     }
     Ok(normal)
@@ -261,13 +263,24 @@ fn with_dashes(text: &str) -> Option<String> {
         return None;
     }
     let dashed = name.replace('_', "-");
-    let aliased = |flag: Flag| matches!(flag, Flag::Value { aliases, .. } if aliases.contains(&dashed.as_str()));
+    let positive = dashed.strip_prefix("no-").unwrap_or(&dashed);
+    let aliased = |flag: Flag| {
+        matches!(flag, Flag::Value { aliases, .. } if aliases.contains(&dashed.as_str()))
+            || matches!(flag, Flag::Switch { long } if long == positive)
+    };
     let known = [COMPILATION_CONFIG, CONFIG, STRICT_ENVIRONMENT].contains(&dashed.as_str())
         || all().iter().any(|setting| setting.flag().long() == Some(dashed.as_str()) || aliased(setting.flag()));
     known.then(|| match value {
         Some(value) => format!("--{dashed}={value}"),
         None => format!("--{dashed}"),
     })
+}
+
+/// `--no-SWITCH`, as the switch itself says it.
+fn switched_off(text: &str) -> Option<String> {
+    let name = text.strip_prefix("--no-")?;
+    let is_switch = |flag: Flag| matches!(flag, Flag::Switch { long } if long == name);
+    all().iter().any(|setting| is_switch(setting.flag())).then(|| format!("--{name}=false"))
 }
 
 /// One thing that was said: its position among the arguments, what it is, and its values.

@@ -103,7 +103,7 @@ pub(crate) enum Flag {
         /// The short name, without its dash.
         short: Option<char>,
     },
-    /// `--name`, or `--name=false`.
+    /// `--name`, or `--no-name`, which is `--name=false`.
     Switch {
         /// The long name, without dashes.
         long: &'static str,

@@ -123,7 +123,7 @@ pub(crate) fn forms(setting: &dyn Declared) -> String {
     let mut forms = Vec::new();
     match setting.flag() {
         Flag::Dotted => {}
-        Flag::Switch { long } => forms.push(format!("`--{long}`")),
+        Flag::Switch { long } => forms.push(format!("`--{long}`, `--no-{long}`")),
         Flag::Values { long } => forms.push(format!("`--{long} N N …`")),
         Flag::Value { long, short, .. } => {
             if let Some(short) = short {

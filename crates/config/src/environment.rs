@@ -19,6 +19,9 @@ const EMULATOR: &str = "ALLOTROPE_EMULATOR_";
 /// The variable that filters log lines, in the syntax of `tracing`'s filters.
 pub const LOG_FILTER: &str = "ALLOTROPE_LOG";
 
+/// The variable with the key that a client shows to a server.
+pub const API_KEY: &str = "ALLOTROPE_API_KEY";
+
 /// The variable of the convention that asks programs for text without colour.
 pub const NO_COLOR: &str = "NO_COLOR";
 
@@ -43,6 +46,11 @@ impl Environment {
     /// The filter for log lines, if there is one in [`LOG_FILTER`].
     pub fn log_filter(&self) -> Option<String> {
         self.variable(LOG_FILTER).map(|value| value.to_string_lossy().into_owned())
+    }
+
+    /// The key that a client shows to a server, if there is one in [`API_KEY`].
+    pub fn api_key(&self) -> Option<String> {
+        self.variable(API_KEY).map(|value| value.to_string_lossy().into_owned())
     }
 
     /// Whether [`NO_COLOR`] asks for text without colour.
@@ -101,7 +109,8 @@ impl Environment {
             .variables
             .iter()
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
-            .filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(EMULATOR) && name != LOG_FILTER)
+            .filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(EMULATOR))
+            .filter(|(name, _)| name != LOG_FILTER && name != API_KEY)
             .collect();
         // The system gives them in no order, and warnings should have one.
         variables.sort();
@@ -141,7 +150,7 @@ pub(crate) fn variable_of(path: &str) -> String {
 
 fn unknown_hint(name: &str) -> String {
     let variables: Vec<String> = all().iter().map(|setting| variable_of(setting.path())).collect();
-    match nearest(name, variables.iter().map(String::as_str).chain([LOG_FILTER])) {
+    match nearest(name, variables.iter().map(String::as_str).chain([LOG_FILTER, API_KEY])) {
         Some(near) => format!("; did you mean {near}?"),
         None => String::new(),
     }

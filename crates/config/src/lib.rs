@@ -55,7 +55,9 @@ pub use explain::{Format, PassLine, diff, explain};
 pub use facts::{ActivationQuantization, DeviceFacts, ModelFacts};
 pub use level::OptimizationLevel;
 pub use load::{PROJECT_FILE, Sources, load, load_from};
-pub use modes::{AttentionGraphSupport, CompilationMode, DeviceChoice, GraphCapture, GraphMode, RuntimeMode};
+pub use modes::{
+    AttentionGraphSupport, CompilationMode, DeviceChoice, GraphCapture, GraphMode, RuntimeMode, SchedulingPolicy,
+};
 pub use options::Options;
 pub use resolve::{device_choice, resolve, resolve_with};
 pub use schema::{explanation_schema, schema};

@@ -188,6 +188,29 @@ impl Named for GraphCapture {
 
 display_and_parse!(GraphCapture);
 
+/// Which of the waiting requests runs next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SchedulingPolicy {
+    /// The first to come.
+    Fcfs,
+    /// The most urgent: that with the lowest `priority`, and of equals the first to come.
+    Priority,
+}
+
+impl Named for SchedulingPolicy {
+    const ALL: &'static [Self] = &[Self::Fcfs, Self::Priority];
+    const OTHER_NAMES: &'static [(&'static str, OtherName<Self>)] = &[];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fcfs => "fcfs",
+            Self::Priority => "priority",
+        }
+    }
+}
+
+display_and_parse!(SchedulingPolicy);
+
 /// What an attention implementation can do inside a recording, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AttentionGraphSupport {

@@ -14,7 +14,7 @@ use crate::declaration::Cell::{Is, Unused, When};
 use crate::declaration::{Declared, Flag, Forced, Rule, Setting, settings_group};
 use crate::kind::{FOLDER, Kind, NAMES, Optional, SWITCH, bytes, choice, count, counts, optional};
 use crate::level::OptimizationLevel;
-use crate::modes::{CompilationMode, DeviceChoice, GraphCapture, GraphMode};
+use crate::modes::{CompilationMode, DeviceChoice, GraphCapture, GraphMode, SchedulingPolicy};
 use crate::rules;
 use crate::source::{Resolved, Source};
 
@@ -376,6 +376,55 @@ settings_group! {
             flag: Flag::Value { long: "max-num-batched-tokens", aliases: &[], short: None },
             former_paths: &[],
         }
+        /// Which of the waiting requests runs next: `fcfs`, the first to come; or `priority`, the one of the lowest `priority`.
+        ///
+        /// Where memory runs out, the last to come, or the least urgent, gives way first.
+        scheduling_policy: SchedulingPolicy = SCHEDULING_POLICY {
+            kind: choice(),
+            default: Rule::Constant(SchedulingPolicy::Fcfs),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "scheduling-policy", aliases: &[], short: None },
+            former_paths: &[],
+        }
+        /// Run a prompt that is longer than what is left of a step over several steps, beside requests that decode.
+        ///
+        /// Without it `scheduler.max_num_batched_tokens` must be at least `model.max_model_len`.
+        enable_chunked_prefill: bool = ENABLE_CHUNKED_PREFILL {
+            kind: SWITCH,
+            default: Rule::Constant(true),
+            forced: None,
+            limit: None,
+            flag: Flag::Switch { long: "enable-chunked-prefill" },
+            former_paths: &[],
+        }
+        /// The most tokens of one prompt in a step that others want a part of; 0 is no bound.
+        long_prefill_token_threshold: usize = LONG_PREFILL_TOKEN_THRESHOLD {
+            kind: count(0, MAX_TOKENS),
+            default: Rule::Constant(0),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "long-prefill-token-threshold", aliases: &[], short: None },
+            former_paths: &[],
+        }
+        /// Requests of a server that may wait; more are refused until some have begun.
+        max_num_queued_reqs: usize = MAX_NUM_QUEUED_REQS {
+            kind: count(1, 1 << 20),
+            default: Rule::Constant(2048),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "max-num-queued-reqs", aliases: &[], short: None },
+            former_paths: &[],
+        }
+        /// Tokens that the prompts of waiting requests of a server may have together.
+        max_num_queued_tokens: usize = MAX_NUM_QUEUED_TOKENS {
+            kind: count(1, 1 << 32),
+            default: Rule::Constant(8 << 20),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "max-num-queued-tokens", aliases: &[], short: None },
+            former_paths: &[],
+        }
     }
 }
 
@@ -403,6 +452,15 @@ settings_group! {
             limit: Some(rules::kv_cache_memory_limit),
             flag: Flag::Value { long: "kv-cache-memory", aliases: &["kv-cache-memory-bytes"], short: None },
             former_paths: &["cache.kv_cache_memory_bytes"],
+        }
+        /// Keep blocks of the KV cache after their request, so that a prompt that begins like an earlier one is not computed again.
+        enable_prefix_caching: bool = ENABLE_PREFIX_CACHING {
+            kind: SWITCH,
+            default: Rule::Constant(true),
+            forced: None,
+            limit: None,
+            flag: Flag::Switch { long: "enable-prefix-caching" },
+            former_paths: &[],
         }
     }
 }

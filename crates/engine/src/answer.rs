@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use allotrope_model::{Tokenizer, TokenStream};
+use allotrope_model::{TokenStream, Tokenizer};
 
 use crate::client::{PromptReport, TokenOutput};
 use crate::error::EngineError;
@@ -48,7 +48,8 @@ impl Answer {
         self.produced += 1;
         let mut text = String::new();
         let mut stopped = None;
-        let is_end = finish.is_some_and(|finish| finish.reason == FinishReason::Stop) && self.end_tokens.contains(&token);
+        let is_end =
+            finish.is_some_and(|finish| finish.reason == FinishReason::Stop) && self.end_tokens.contains(&token);
         if !is_end {
             let piece = self.decoder.push(token)?.unwrap_or_default();
             stopped = self.show(&piece, &mut text);

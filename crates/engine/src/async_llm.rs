@@ -63,8 +63,7 @@ impl AsyncLlm {
     }
 
     /// Loads the model on a thread of its own, which then serves.
-    pub(crate) fn start(builder: LlmBuilder, limits: QueueLimits) -> Result<Self, EngineError> {
-        let (engine, inbox) = channel(limits);
+    pub(crate) fn start(builder: LlmBuilder) -> Result<Self, EngineError> {
         let (ready, loaded) = std::sync::mpsc::sync_channel(1);
         let serve = move || {
             // The device belongs to the thread that opens it.
@@ -75,7 +74,10 @@ impl AsyncLlm {
                     return;
                 }
             };
-            let parts = (loaded.text.clone(), Arc::new(loaded.info()));
+            let scheduler = &loaded.settings.scheduler;
+            let (requests, tokens) = (*scheduler.max_num_queued_reqs, *scheduler.max_num_queued_tokens);
+            let (engine, inbox) = channel(QueueLimits { requests, tokens });
+            let parts = AsyncLlm { text: loaded.text.clone(), engine, info: Some(Arc::new(loaded.info())) };
             if ready.send(Ok(parts)).is_ok() {
                 EngineThread::new(loaded, inbox).run();
             }
@@ -83,8 +85,7 @@ impl AsyncLlm {
         let thread = std::thread::Builder::new().name("engine".into()).spawn(serve);
         thread.map_err(|error| EngineError::EngineThread(error.to_string()))?;
         let died = |_| EngineError::EngineThread("it panicked while it loaded the model (a bug)".into());
-        let (text, info) = loaded.recv().map_err(died)??;
-        Ok(AsyncLlm { text, engine, info: Some(info) })
+        loaded.recv().map_err(died)?
     }
 
     /// The text side of the model.

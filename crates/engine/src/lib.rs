@@ -38,8 +38,8 @@ pub use allotrope_model::Message;
 
 pub use async_llm::{AnswerStream, AsyncLlm, ModelInfo};
 pub use client::{
-    Closed, Command, EngineClient, EngineInbox, Finish, PromptReport, QueueLimits, RequestFailure, SubmitError, Submission,
-    TokenEvent, TokenLogprobs, TokenOutput, TokenReceiver, channel,
+    Closed, Command, EngineClient, EngineInbox, Finish, PromptReport, QueueLimits, RequestFailure, Submission,
+    SubmitError, TokenEvent, TokenLogprobs, TokenOutput, TokenReceiver, channel,
 };
 pub use engine_core::Throughput;
 pub use error::EngineError;

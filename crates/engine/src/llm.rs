@@ -6,11 +6,10 @@ use std::time::Instant;
 use allotrope_config::{OptimizationLevel, Options, Settings, Source};
 use allotrope_graph::history::PassReport;
 use allotrope_model::Tokenizer;
-use allotrope_runtime::{StartupLedger, StartupReport};
+use allotrope_runtime::{PhaseObserver, StartupLedger, StartupReport};
 
 use crate::answer::{Answer, Collected};
 use crate::async_llm::AsyncLlm;
-use crate::client::QueueLimits;
 use crate::error::EngineError;
 use crate::loaded::{Loaded, Statistics};
 use crate::plan::Plan;
@@ -26,6 +25,7 @@ pub struct LlmBuilder {
     folder: PathBuf,
     options: Options,
     started: Instant,
+    observer: Option<PhaseObserver>,
 }
 
 impl LlmBuilder {
@@ -59,6 +59,13 @@ impl LlmBuilder {
         self
     }
 
+    /// Tells `observe` the name of each phase of the start as it begins, on the thread that loads.
+    #[must_use]
+    pub fn on_phase(mut self, observe: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.observer = Some(PhaseObserver::new(observe));
+        self
+    }
+
     /// Decides everything and loads nothing: for `explain`.
     ///
     /// # Errors
@@ -76,17 +83,17 @@ impl LlmBuilder {
         Ok(Llm { loaded: self.load()? })
     }
 
-    /// Loads the model on a thread of its own, for programs that serve many at once, with the bounds of `scheduler.max_num_queued_reqs`
-    /// and `scheduler.max_num_queued_tokens` on what waits.
+    /// Loads the model on a thread of its own, for programs that serve many at once. `scheduler.max_num_queued_reqs` and
+    /// `scheduler.max_num_queued_tokens` bound what waits.
     ///
     /// # Errors
     /// As [`LlmBuilder::build`].
-    pub fn build_async(self, limits: QueueLimits) -> Result<AsyncLlm, EngineError> {
-        AsyncLlm::start(self, limits)
+    pub fn build_async(self) -> Result<AsyncLlm, EngineError> {
+        AsyncLlm::start(self)
     }
 
     pub(crate) fn load(self) -> Result<Loaded, EngineError> {
-        let mut ledger = StartupLedger::since(self.started);
+        let mut ledger = StartupLedger::since(self.started).observed(self.observer);
         ledger.claim("read options", self.started.elapsed());
         Loaded::new(&self.folder, |ledger| Plan::new(&self.folder, &self.options, ledger), ledger)
     }
@@ -109,7 +116,7 @@ pub struct Llm {
 impl Llm {
     /// Starts to say how the checkpoint in a folder is loaded.
     pub fn builder(folder: impl Into<PathBuf>) -> LlmBuilder {
-        LlmBuilder { folder: folder.into(), options: Options::default(), started: Instant::now() }
+        LlmBuilder { folder: folder.into(), options: Options::default(), started: Instant::now(), observer: None }
     }
 
     /// Answers several prompts together. Answers come in the order of the prompts, `params.n` to each, and each is the same as
@@ -138,7 +145,8 @@ impl Llm {
             let tokens = self.tokenize(prompt)?;
             let made = self.loaded.text.requests(&tokens, params)?;
             // Prompts of one call draw differently, unless their parameters name a seed.
-            let seeded = |request: TokenRequest| TokenRequest { seed: request.seed.wrapping_add(place as u64), ..request };
+            let seeded =
+                |request: TokenRequest| TokenRequest { seed: request.seed.wrapping_add(place as u64), ..request };
             requests.extend(made.into_iter().map(seeded));
         }
         let mut answers = Vec::with_capacity(requests.len());

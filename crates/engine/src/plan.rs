@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use allotrope_config::{CompilationMode, ModelFacts, OptimizationLevel, Options, PassLine, Settings};
+use allotrope_config::{CompilationMode, ModelFacts, OptimizationLevel, Options, PassLine, SchedulingPolicy, Settings};
 use allotrope_graph::facts;
 use allotrope_graph::history::PassReport;
 use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
@@ -295,10 +295,10 @@ pub(crate) fn scheduler_limits(settings: &Settings) -> SchedulerLimits {
         max_num_batched_tokens: limits.tokens,
         logit_rows: limits.logit_rows,
         block_size: *settings.cache.block_size,
-        prefix_caching: true,
-        chunked_prefill: true,
-        long_prefill: 0,
-        by_priority: false,
+        prefix_caching: *settings.cache.enable_prefix_caching,
+        chunked_prefill: *settings.scheduler.enable_chunked_prefill,
+        long_prefill: *settings.scheduler.long_prefill_token_threshold,
+        by_priority: *settings.scheduler.scheduling_policy == SchedulingPolicy::Priority,
     }
 }
 
@@ -332,6 +332,13 @@ pub(crate) fn executor_options(plan: &Plan) -> Result<ExecutorOptions, EngineErr
             *settings.cache.kv_cache_memory,
             blocks * block_size,
             *settings.model.max_model_len,
+        )));
+    }
+    let (budget, context) = (*settings.scheduler.max_num_batched_tokens, *settings.model.max_model_len);
+    if !*settings.scheduler.enable_chunked_prefill && budget < context {
+        return Err(EngineError::Request(format!(
+            "without scheduler.enable_chunked_prefill a prompt runs in one step, but one may have {context} tokens \
+             (model.max_model_len) and scheduler.max_num_batched_tokens is {budget}; raise the one or lower the other",
         )));
     }
     Ok(ExecutorOptions {

@@ -17,7 +17,12 @@ pub struct CompletionStream<'a> {
 }
 
 impl<'a> CompletionStream<'a> {
-    pub(crate) fn new(core: &'a mut EngineCore<AnyDevice>, id: SequenceId, answer: Answer, prompt_tokens: usize) -> Self {
+    pub(crate) fn new(
+        core: &'a mut EngineCore<AnyDevice>,
+        id: SequenceId,
+        answer: Answer,
+        prompt_tokens: usize,
+    ) -> Self {
         CompletionStream { core, id, answer, collected: Some(Collected::new(prompt_tokens)), failed: false }
     }
 

@@ -93,9 +93,7 @@ impl TextModel {
         Ok(match prompt {
             Prompt::Text(text) => self.tokenizer.encode(text, true)?,
             Prompt::Tokens(tokens) => tokens.clone(),
-            Prompt::Chat(messages) => {
-                self.tokenizer.encode(&self.chat_template()?.render(messages, true)?, false)?
-            }
+            Prompt::Chat(messages) => self.tokenizer.encode(&self.chat_template()?.render(messages, true)?, false)?,
         })
     }
 

@@ -1,6 +1,7 @@
 //! The startup ledger: every phase named and timed, and the time that no phase claims as a line of its own.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Times the phases of a start, one after the other.
@@ -8,6 +9,24 @@ use std::time::{Duration, Instant};
 pub struct StartupLedger {
     started: Instant,
     phases: Vec<StartupPhase>,
+    observer: Option<PhaseObserver>,
+}
+
+/// Who is told the name of each phase as it begins, such as a progress bar. It is called on the thread that loads.
+#[derive(Clone)]
+pub struct PhaseObserver(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl PhaseObserver {
+    /// Tells `observe`.
+    pub fn new(observe: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        PhaseObserver(Arc::new(observe))
+    }
+}
+
+impl fmt::Debug for PhaseObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PhaseObserver")
+    }
 }
 
 /// One named phase.
@@ -31,11 +50,20 @@ pub struct StartupReport {
 impl StartupLedger {
     /// A ledger that counts from `started`, such as the first line of `main`.
     pub fn since(started: Instant) -> Self {
-        StartupLedger { started, phases: Vec::new() }
+        StartupLedger { started, phases: Vec::new(), observer: None }
+    }
+
+    /// The same ledger, which tells an observer of its phases.
+    #[must_use]
+    pub fn observed(self, observer: Option<PhaseObserver>) -> Self {
+        StartupLedger { observer, ..self }
     }
 
     /// Runs `work` as a phase. A name that was used before adds to its line.
     pub fn phase<T>(&mut self, name: &str, work: impl FnOnce() -> T) -> T {
+        if let Some(PhaseObserver(observe)) = &self.observer {
+            observe(name);
+        }
         let started = Instant::now();
         let result = work();
         self.claim(name, started.elapsed());
@@ -78,7 +106,21 @@ impl fmt::Display for StartupReport {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
     use super::*;
+
+    #[test]
+    fn an_observer_hears_of_each_phase_before_it_runs() {
+        let heard = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let listener = Arc::clone(&heard);
+        let observer = PhaseObserver::new(move |name| listener.lock().unwrap().push(name.to_owned()));
+        let mut ledger = StartupLedger::since(Instant::now()).observed(Some(observer));
+        let during = ledger.phase("first", || heard.lock().unwrap().clone());
+        ledger.phase("second", || {});
+        assert_eq!(during, ["first"]);
+        assert_eq!(*heard.lock().unwrap(), ["first", "second"]);
+    }
 
     #[test]
     fn phases_and_unclaimed_time_sum_to_the_total() {

@@ -29,5 +29,5 @@ pub use capture_plan::{CapturePlan, LaunchOrderError, Part};
 pub use device::{CacheLayout, Device, DeviceError, GeneratedCode, Recorder, RowSampling};
 pub use dispatcher::{Decision, DispatchCounts, Dispatcher, Lack, Standing};
 pub use executor::{Executor, ExecutorError, ExecutorOptions, StepStatistics};
-pub use ledger::{StartupLedger, StartupPhase, StartupReport};
+pub use ledger::{PhaseObserver, StartupLedger, StartupPhase, StartupReport};
 pub use weights::{WeightUpload, find_weight};

@@ -11,6 +11,7 @@ mod passes;
 mod process;
 mod report;
 mod sample;
+mod serving;
 pub(crate) mod statistics;
 
 use std::fs;
@@ -25,6 +26,7 @@ use crate::workspace;
 use machine::Machine;
 use report::{Comparison, Row};
 use sample::Sample;
+use serving::Serving;
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -54,6 +56,10 @@ pub(crate) struct Options {
     /// (run it as `cargo run --release --package xtask -- bench --passes …`: unoptimized, nothing can be measured)
     #[arg(long, conflicts_with_all = ["levels", "device", "json", "warm_only", "prompt_tokens", "new_tokens"])]
     passes: bool,
+    /// Measure instead what serving many at once gains: a batch against one sequence, and the prefix cache against none, at O2,
+    /// `--runs` times
+    #[arg(long, conflicts_with_all = ["levels", "warm_only", "passes"])]
+    serving: bool,
     /// Where to write every measurement as JSON [default: bench.json in cargo's target folder]
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -78,6 +84,20 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
     let target = workspace::target_folder()?;
     let program = build(&target)?;
     let folder = tempfile::tempdir().map_err(TaskError::file(Path::new("a temporary folder")))?;
+    let json = options.json.clone().unwrap_or_else(|| target.join("bench.json"));
+    if options.serving {
+        let serving = Serving {
+            program: &program,
+            model: &model,
+            folder: folder.path(),
+            vocabulary,
+            device: options.device,
+            runs: options.runs,
+            prompt_tokens: options.prompt_tokens,
+            new_tokens: options.new_tokens,
+        };
+        return write(&json, &serving.run(&machine)?);
+    }
     let bench = Bench { options, model: &model, program: &program, folder: folder.path(), vocabulary };
     let rows = bench.rounds(&mut machine)?;
     let comparison = Comparison {
@@ -91,10 +111,15 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
         bits: agreement::compare(&bench)?,
     };
     println!("{comparison}");
-    let json = options.json.clone().unwrap_or_else(|| target.join("bench.json"));
-    fs::write(&json, format!("{:#}\n", comparison.to_json())).map_err(TaskError::file(&json))?;
-    println!("every measurement: {}", json.display());
+    write(&json, &comparison.to_json())?;
     comparison.bits.check()
+}
+
+/// Writes the measurements and says where.
+fn write(path: &Path, measured: &Value) -> Result<(), TaskError> {
+    fs::write(path, format!("{measured:#}\n")).map_err(TaskError::file(path))?;
+    println!("every measurement: {}", path.display());
+    Ok(())
 }
 
 /// Builds the program and gives its path.

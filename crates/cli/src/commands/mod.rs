@@ -1,11 +1,14 @@
 //! One module for each command.
 
+mod bench;
 mod chat;
+mod complete;
 mod completions;
 mod explain;
 mod generate;
 mod graph;
 mod logits;
+mod serve;
 mod settings;
 
 use std::time::Instant;
@@ -20,7 +23,10 @@ use crate::error::CliError;
 pub(crate) fn run(matches: &ArgMatches, started: Instant, environment: &Environment) -> Result<(), CliError> {
     match matches.subcommand() {
         Some((arguments::GENERATE, matches)) => generate::run(matches, started, environment),
+        Some((arguments::serve::SERVE, matches)) => serve::run(matches, started, environment),
         Some((arguments::CHAT, matches)) => chat::run(matches, started, environment),
+        Some((arguments::COMPLETE, matches)) => complete::run(matches, environment),
+        Some((arguments::BENCH, matches)) => bench::run(matches, started, environment),
         Some((arguments::LOGITS, matches)) => logits::run(matches, started, environment),
         Some((arguments::EXPLAIN, matches)) => explain::run(matches, started, environment),
         Some((arguments::GRAPH, matches)) => graph::run(matches, started, environment),

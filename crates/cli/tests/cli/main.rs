@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails")]
 
+mod bench_offline;
+mod bench_serve;
 mod chat;
+mod chat_server;
+mod complete;
 #[cfg(target_os = "linux")]
 mod cuda;
 mod device;
@@ -12,6 +16,7 @@ mod graph;
 mod json_schema;
 mod logits;
 mod prompts_file;
+mod scripted_server;
 mod settings;
 mod support;
 mod usage;

@@ -7,7 +7,7 @@ use crate::support::{command, generate, run, with_model};
 #[test]
 fn help_and_version_are_results() {
     let help = run(&["--help"]).ok();
-    for name in ["generate", "chat", "logits", "explain", "settings", "completions"] {
+    for name in ["generate", "chat", "complete", "bench", "logits", "explain", "settings", "completions"] {
         assert!(help.stdout.contains(name), "{}", help.stdout);
     }
     assert_eq!(run(&["--version"]).ok().stdout, format!("allotrope {}\n", env!("CARGO_PKG_VERSION")));

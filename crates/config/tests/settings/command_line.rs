@@ -246,3 +246,11 @@ fn shells_can_complete_the_names_of_values() {
     let names: Vec<String> = level.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect();
     assert_eq!(names, ["O0", "O1", "O2", "O3"]);
 }
+
+#[test]
+fn a_switch_is_turned_off_by_its_negation_in_either_spelling() {
+    for given in ["--no-enable-prefix-caching", "--no_enable_prefix_caching", "--enable-prefix-caching=false"] {
+        assert_eq!(said(&[given], "cache.enable_prefix_caching"), json!(false), "{given}");
+    }
+    assert!(options(&["--no-max-num-seqs", "3"]).is_err());
+}

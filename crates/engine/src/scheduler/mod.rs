@@ -166,7 +166,12 @@ impl Scheduler {
 
     /// Gives the sequence at `place` blocks for its next `tokens`, taking them from the least entitled where the pool is
     /// empty. False if that was itself. `place` follows the sequence where others before it leave.
-    fn grow_or_preempt(&mut self, place: &mut usize, tokens: usize, step: &mut Step<'_>) -> Result<bool, BlockPoolError> {
+    fn grow_or_preempt(
+        &mut self,
+        place: &mut usize,
+        tokens: usize,
+        step: &mut Step<'_>,
+    ) -> Result<bool, BlockPoolError> {
         loop {
             let sequence = &mut self.running[*place];
             let needed = (sequence.computed + tokens).div_ceil(self.limits.block_size);
@@ -268,7 +273,10 @@ impl<'a> Step<'a> {
             self.budget += scheduled.tokens;
             self.rows += scheduled.more_rows;
         }
-        self.scheduled.iter_mut().filter(|scheduled| scheduled.place > place).for_each(|scheduled| scheduled.place -= 1);
+        self.scheduled
+            .iter_mut()
+            .filter(|scheduled| scheduled.place > place)
+            .for_each(|scheduled| scheduled.place -= 1);
         self.rows += 1;
     }
 }

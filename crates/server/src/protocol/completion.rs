@@ -17,7 +17,7 @@ const PROMPT_FORMS: &str =
 /// One prompt of a completion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CompletionPrompt {
-    /// Text, of which even what looks like a special token is text if the tokenizer is told so.
+    /// Text. What looks like a special token in it becomes one, as in other servers: a prompt is the client's own.
     Text(String),
     /// Token ids, each inside the vocabulary.
     Tokens(Vec<u32>),

@@ -34,3 +34,5 @@ pub const MAX_MESSAGES: usize = 4096;
 pub const MAX_TOOLS: usize = 128;
 /// Levels of nesting in a JSON schema.
 pub const MAX_SCHEMA_DEPTH: usize = 64;
+/// Levels of nesting in the schema of a tool's parameters, which is put into another schema where calls are forced.
+pub const MAX_PARAMETERS_DEPTH: usize = 56;

@@ -43,14 +43,13 @@ pub(crate) fn read(fields: &Fields<'_>) -> Result<Option<StructuredOutput>, ApiE
     }
 }
 
-/// Refuses a schema that is no object, is nested too deep or is too large. `path` is where it stands.
-pub(crate) fn check_schema(schema: &Value, path: &str) -> Result<(), ApiError> {
+/// Refuses a schema that is no object, is nested more than `depth` levels deep or is too large. `path` is where it stands.
+pub(crate) fn check_schema(schema: &Value, path: &str, depth: usize) -> Result<(), ApiError> {
     if !schema.is_object() {
         return Err(unexpected(path, schema, "a JSON schema, which is an object"));
     }
-    if !json::is_nested_at_most(schema, MAX_SCHEMA_DEPTH) {
-        let message =
-            format!("`{path}` is nested more than {MAX_SCHEMA_DEPTH} levels deep; expected a flatter schema.");
+    if !json::is_nested_at_most(schema, depth) {
+        let message = format!("`{path}` is nested more than {depth} levels deep; expected a flatter schema.");
         return Err(ApiError::invalid(path, &message));
     }
     check_size(json::text_bytes(schema), path)
@@ -71,7 +70,7 @@ fn constraints(fields: &Fields<'_>, prefix: &str) -> Result<Vec<(String, Structu
             }
             value => value.clone(),
         };
-        check_schema(&schema, &path)?;
+        check_schema(&schema, &path, MAX_SCHEMA_DEPTH)?;
         found.push((path, StructuredOutput::Json(schema)));
     }
     let regex = name("regex");
@@ -114,7 +113,7 @@ fn response_format(fields: &Fields<'_>) -> Result<Option<StructuredOutput>, ApiE
                 return Err(format.error("json_schema", "an object with `name` and `schema`"));
             };
             let Some(schema) = outer.get("schema") else { return Err(outer.error("schema", "a JSON schema")) };
-            check_schema(schema, &outer.path("schema"))?;
+            check_schema(schema, &outer.path("schema"), MAX_SCHEMA_DEPTH)?;
             Ok(Some(StructuredOutput::Json(schema.clone())))
         }
         _ => Err(format.error("type", KINDS)),

@@ -1,8 +1,9 @@
-//! `allotrope chat`: a conversation in the terminal.
+//! `allotrope chat`: a conversation in the terminal, with a model in this process or with a server.
 
 mod conversation;
 mod line;
-mod reader;
+mod local;
+mod remote;
 
 use std::io::{self, IsTerminal};
 use std::sync::Arc;
@@ -10,15 +11,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use allotrope_config::environment::Environment;
-use allotrope_engine::{FinishReason, Llm, Prompt, SamplingParams};
+use allotrope_engine::Message;
 use clap::ArgMatches;
 
 use self::conversation::Conversation;
 use self::line::Line;
-use self::reader::{Read, Reader};
+use self::local::Local;
+use self::remote::Remote;
 use crate::error::CliError;
+use crate::reader::{Read, Reader};
 use crate::sampling::SamplingFlags;
-use crate::{arguments, model, output, prompts};
+use crate::speed::Speed;
+use crate::{arguments, output};
 
 const HELP: &str = "\
 /help         this list
@@ -27,16 +31,31 @@ const HELP: &str = "\
 /quit         end, as Ctrl-D does
 Ctrl-C stops an answer. A space before the / sends a line that begins with one to the model.";
 
+/// Who answers.
+trait Partner {
+    /// Who it is, for the first line.
+    fn introduction(&self) -> String;
+
+    /// Answers the last of the messages and shows the answer, without a line break at its end, until `interrupted` is set.
+    fn answer(&mut self, messages: Vec<Message>, interrupted: &AtomicBool) -> Result<Turn, CliError>;
+}
+
+/// An answer that was shown.
+struct Turn {
+    text: String,
+    /// What is to be said about how it ended.
+    remark: Option<String>,
+    speed: Speed,
+}
+
 pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environment) -> Result<(), CliError> {
     let flags = SamplingFlags::from_matches(matches)?;
-    let llm = model::load(matches, started, environment)?;
-    if let Some(reason) = prompts::missing_template(&llm) {
-        return Err(CliError::Failure(format!(
-            "chat needs a chat template: {reason}; `allotrope generate --raw` completes text without one"
-        )));
-    }
-    let params = flags.over(llm.default_sampling_params())?;
-    let interactive = io::stdin().is_terminal() && io::stdout().is_terminal();
+    let partner: Box<dyn Partner> = match matches.get_one::<String>(arguments::URL) {
+        Some(url) => Box::new(Remote::connect(url, matches, &flags, environment)?),
+        None => Box::new(Local::load(matches, &flags, started, environment)?),
+    };
+    let quick = matches.get_one::<String>(arguments::QUICK);
+    let interactive = quick.is_none() && io::stdin().is_terminal() && io::stdout().is_terminal();
     let interrupted = Arc::new(AtomicBool::new(false));
     if interactive {
         // Elsewhere Ctrl-C ends the program, as it does for any program that reads lines.
@@ -46,30 +65,28 @@ pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
     }
     let mut chat = Chat {
         conversation: Conversation::new(matches.get_one::<String>(arguments::SYSTEM).cloned()),
-        llm,
-        params,
+        partner,
         interrupted,
         interactive,
         quiet: matches.get_flag(arguments::QUIET),
+        stats: matches.get_flag(arguments::STATS),
     };
-    chat.notice(format_args!(
-        "{} at {}, ready after {:.2} s. /help lists the commands, Ctrl-D ends.",
-        model::folder(matches).display(),
-        chat.llm.settings().optimization_level.get(),
-        chat.llm.startup().total.as_secs_f64()
-    ));
+    if let Some(text) = quick {
+        return chat.turn(text);
+    }
+    chat.notice(format_args!("{}. /help lists the commands, Ctrl-D ends.", chat.partner.introduction()));
     chat.run(Reader::new(interactive)?)
 }
 
 struct Chat {
-    llm: Llm,
-    params: SamplingParams,
+    partner: Box<dyn Partner>,
     conversation: Conversation,
     /// Set by Ctrl-C while an answer is made.
     interrupted: Arc<AtomicBool>,
     /// Whether a person sits at a terminal: then a failed turn is told and the conversation goes on.
     interactive: bool,
     quiet: bool,
+    stats: bool,
 }
 
 impl Chat {
@@ -107,41 +124,17 @@ impl Chat {
 
     /// One message of the user, and the answer to it.
     fn turn(&mut self, text: &str) -> Result<(), CliError> {
-        let tokens = self.llm.tokenize(&Prompt::Chat(self.conversation.with_question(text)))?;
-        let context = *self.llm.settings().model.max_model_len;
-        if tokens.len() >= context {
-            return Err(CliError::Failure(format!(
-                "with this message the conversation has {} tokens, but the context holds {context} (model.max_model_len) and \
-                 the answer needs room too; /reset begins a new conversation",
-                tokens.len()
-            )));
-        }
-        let room = context - tokens.len();
         self.interrupted.store(false, Ordering::Relaxed);
-        let mut answer = String::new();
-        let mut finished = None;
-        for part in self.llm.stream(&Prompt::Tokens(tokens), &self.params)? {
-            let part = part?;
-            output::show(&part.text)?;
-            answer.push_str(&part.text);
-            finished = part.finish_reason;
-            if self.interrupted.swap(false, Ordering::Relaxed) {
-                break;
-            }
-        }
+        let turn = self.partner.answer(self.conversation.with_question(text), &self.interrupted)?;
         output::show("\n")?;
-        if finished == Some(FinishReason::Length) {
-            let limit = self.params.max_tokens.filter(|&limit| limit < room);
-            match limit {
-                Some(limit) => self.notice(format_args!("(The answer was cut off after {limit} tokens: --max-tokens.)")),
-                None => self.notice(format_args!(
-                    "(The answer was cut off: the context of {context} tokens is full. /reset begins a new conversation.)"
-                )),
-            }
-        } else if finished.is_none() {
-            self.notice("(Stopped.)");
+        if let Some(remark) = &turn.remark {
+            self.notice(remark);
         }
-        self.conversation.add(text, answer);
+        if self.stats {
+            // Asked for, and so told even if it is to be quiet otherwise.
+            let _ = output::notice(turn.speed.summary());
+        }
+        self.conversation.add(text, turn.text);
         Ok(())
     }
 

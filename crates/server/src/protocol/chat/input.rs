@@ -18,7 +18,7 @@ const MAX_ARGUMENT_NAME: usize = 64;
 /// Longest text of an argument for the template, in bytes.
 const MAX_ARGUMENT_TEXT: usize = 4096;
 /// What a template is given by the server.
-const RESERVED_ARGUMENTS: [&str; 16] = [
+const RESERVED_ARGUMENTS: [&str; 17] = [
     "messages",
     "tools",
     "documents",
@@ -35,9 +35,13 @@ const RESERVED_ARGUMENTS: [&str; 16] = [
     "sep_token",
     "pad_token",
     "cls_token",
+    "mask_token",
 ];
 
 /// A conversation and what else the chat template gets.
+///
+/// The template makes one text of it, so what looks like a special token in a message becomes one. Who puts text of others
+/// into messages must take such marks out first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatInput {
     /// The messages as the template gets them: `role` and `content` are text, the arguments of calls are objects, other
@@ -131,7 +135,7 @@ fn template_arguments(fields: &Fields<'_>) -> Result<Map<String, Value>, ApiErro
         let is_name = starts_well
             && name.len() <= MAX_ARGUMENT_NAME
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if !is_name || RESERVED_ARGUMENTS.contains(&name.as_str()) || name == "mask_token" {
+        if !is_name || RESERVED_ARGUMENTS.contains(&name.as_str()) {
             let message = format!(
                 "`{NAME}` has the key {}; expected names of letters, digits and `_` that the server does not set itself.",
                 quote(name)

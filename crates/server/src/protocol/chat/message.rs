@@ -38,7 +38,7 @@ fn message(value: &Value, path: &str) -> Result<Value, ApiError> {
     normal.insert("role".to_owned(), Value::from(role));
     // Templates treat empty text alike everywhere, but many print a null as a word.
     normal.insert("content".to_owned(), Value::String(content(&fields)?));
-    for (key, value) in fields.entries().filter(|(key, value)| !normal_keys(key) && !value.is_null()) {
+    for (key, value) in fields.entries().filter(|(key, value)| !is_normalized(key) && !value.is_null()) {
         normal.insert(key.clone(), value.clone());
     }
     if let Some(calls) = calls.filter(|calls| !calls.is_empty()) {
@@ -47,7 +47,8 @@ fn message(value: &Value, path: &str) -> Result<Value, ApiError> {
     Ok(Value::Object(normal))
 }
 
-fn normal_keys(key: &str) -> bool {
+/// Whether a field is not copied as it came.
+fn is_normalized(key: &str) -> bool {
     ["role", "content", "tool_calls"].contains(&key)
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::super::error::ApiError;
 use super::super::fields::Fields;
-use super::super::{MAX_TOOLS, json, structured};
+use super::super::{MAX_PARAMETERS_DEPTH, MAX_TOOLS, json, structured};
 
 /// Longest name of a tool, in bytes.
 const MAX_NAME: usize = 64;
@@ -97,7 +97,7 @@ fn definition(value: &Value, path: &str) -> Result<ToolDefinition, ApiError> {
     let expected = || function.error("name", "1 to 64 letters, digits, `_`, `.` or `-`");
     let parameters = function.get("parameters");
     if let Some(parameters) = parameters {
-        structured::check_schema(parameters, &function.path("parameters"))?;
+        structured::check_schema(parameters, &function.path("parameters"), MAX_PARAMETERS_DEPTH)?;
     }
     Ok(ToolDefinition {
         name: name.ok_or_else(expected)?.to_owned(),

@@ -1,5 +1,8 @@
 //! The thread that owns the device: it takes requests from its inbox, runs steps, and hands tokens out.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -28,11 +31,21 @@ pub(crate) struct EngineThread {
     inbox: EngineInbox,
     replies: HashMap<SequenceId, Reply>,
     published: Instant,
+    /// What goes wrong in a step, and in which.
+    #[cfg(test)]
+    planted: Option<(u64, tests::Fault)>,
 }
 
 impl EngineThread {
     pub(crate) fn new(loaded: Loaded, inbox: EngineInbox) -> Self {
-        EngineThread { loaded, inbox, replies: HashMap::new(), published: Instant::now() }
+        EngineThread {
+            loaded,
+            inbox,
+            replies: HashMap::new(),
+            published: Instant::now(),
+            #[cfg(test)]
+            planted: None,
+        }
     }
 
     /// Serves until it is stopped, all clients are gone, or the device fails. Whatever happens, every request gets an end.
@@ -134,6 +147,8 @@ impl EngineThread {
     }
 
     fn step(&mut self) -> Result<(), EngineError> {
+        #[cfg(test)]
+        self.go_wrong()?;
         let Some(outcome) = self.loaded.core.step()? else {
             // Every request that was accepted fits into an empty cache, so one of them can always run.
             return Err(EngineError::Request(format!(

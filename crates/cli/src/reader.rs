@@ -13,7 +13,7 @@ const LONGEST_LINE: u64 = 1 << 24;
 
 /// What reading a line gave.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Read {
+pub(crate) enum Read {
     /// A line.
     Line(String),
     /// Ctrl-C while a line was typed.
@@ -23,7 +23,7 @@ pub(super) enum Read {
 }
 
 /// A source of lines.
-pub(super) enum Reader {
+pub(crate) enum Reader {
     /// A terminal, with line editing and a history that lives as long as the program.
     Terminal(Box<Editor<(), MemHistory>>),
     /// Lines as they come.
@@ -31,7 +31,7 @@ pub(super) enum Reader {
 }
 
 impl Reader {
-    pub(super) fn new(interactive: bool) -> Result<Self, CliError> {
+    pub(crate) fn new(interactive: bool) -> Result<Self, CliError> {
         if !interactive {
             return Ok(Reader::Lines(io::stdin().lock()));
         }
@@ -40,7 +40,7 @@ impl Reader {
         Ok(Reader::Terminal(Box::new(editor.map_err(|error| failed(&error))?)))
     }
 
-    pub(super) fn read(&mut self) -> Result<Read, CliError> {
+    pub(crate) fn read(&mut self) -> Result<Read, CliError> {
         match self {
             Reader::Terminal(editor) => match editor.readline("> ") {
                 Ok(line) => Ok(Read::Line(line)),
