@@ -40,6 +40,8 @@ const MAX_ADDED_TEXT: usize = 16 << 20;
 /// Stands at the end of a message that is to be continued, while the template runs. Not white space, so templates that trim
 /// do not trim the message where the answer goes on.
 const END_OF_CONTENT: &str = "\u{fdd0}end of content\u{fdd1}";
+/// Where a template is said to come from that no file of the checkpoint holds.
+const GIVEN: &str = "the chat template that was given";
 /// Name of the template inside the engine.
 const NAME: &str = "chat";
 /// The function with which a template refuses a conversation.
@@ -134,6 +136,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: Vec<(&'static str, String)>,
     takes_tools: bool,
+    source: String,
 }
 
 impl fmt::Debug for ChatTemplate {
@@ -173,7 +176,32 @@ impl ChatTemplate {
         }
     }
 
-    fn parse(path: PathBuf, source: &str, special_tokens: Vec<(&'static str, String)>) -> Result<Self, ModelError> {
+    /// Reads `source` in place of the template of the checkpoint in `folder`, which may have none: only its special tokens are
+    /// taken.
+    ///
+    /// # Errors
+    /// If the names of the special tokens can't be read, or the source is too large or does not parse.
+    pub fn open_with_source(folder: &Path, source: &str) -> Result<Self, ModelError> {
+        let path = folder.join(TOKENIZER_CONFIG_FILE);
+        let config = if json::exists(&path) {
+            json::read_object(&path, MAX_TOKENIZER_CONFIG)?
+        } else {
+            serde_json::Map::new()
+        };
+        let special_tokens = special_tokens(&Fields::new(&path, &config))?;
+        if source.len() as u64 > MAX_TEMPLATE {
+            let problem = format!("the template has {} bytes, more than {MAX_TEMPLATE}", source.len());
+            return Err(ModelError::Template { path: PathBuf::from(GIVEN), line: None, problem });
+        }
+        Self::parse(PathBuf::from(GIVEN), source, special_tokens)
+    }
+
+    /// The template's own text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    fn parse(path: PathBuf, text: &str, special_tokens: Vec<(&'static str, String)>) -> Result<Self, ModelError> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| template_error(&path, &error))?);
@@ -182,12 +210,12 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function(RAISE_EXCEPTION, raise_exception);
         environment.add_filter("tojson", to_json);
-        let source = without_generation_tags(source);
+        let source = without_generation_tags(text);
         let takes_tools = mentions_tools(&source);
         if let Err(error) = environment.add_template_owned(NAME, source) {
             return Err(template_error(&path, &error));
         }
-        Ok(ChatTemplate { path, environment, special_tokens, takes_tools })
+        Ok(ChatTemplate { path, environment, special_tokens, takes_tools, source: text.to_owned() })
     }
 
     /// The text of a conversation. With `add_generation_prompt` it ends where the assistant's answer begins.

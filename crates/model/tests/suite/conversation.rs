@@ -223,3 +223,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_source_takes_the_place_of_a_template_that_is_broken_or_not_there() {
+    let config = json!({"bos_token": "<s>", "chat_template": "{% if %}"});
+    let folder = Folder::new();
+    let folder = folder.write_json("tokenizer_config.json", &config);
+    assert!(ChatTemplate::open(folder.path()).is_err());
+    let source = "{{ bos_token }}{{ messages[0].content }}";
+    let template = ChatTemplate::open_with_source(folder.path(), source).unwrap();
+    assert_eq!(template.render(&[Message::new("user", "Hi")], true).unwrap(), "<s>Hi");
+    assert_eq!(template.source(), source);
+    assert_says(ChatTemplate::open_with_source(folder.path(), "{% if %}"), &["that was given", "line 1"]);
+    let bare = ChatTemplate::open_with_source(Folder::new().path(), source).unwrap();
+    assert_eq!(bare.render(&[Message::new("user", "Hi")], true).unwrap(), "Hi");
+}

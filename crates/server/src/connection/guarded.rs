@@ -1,0 +1,129 @@
+//! A socket with deadlines: for headers, between requests, and for a client that does not read.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use super::{Activity, Transport};
+use crate::config::HttpLimits;
+
+/// What is awaited from the client while no request is being answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    /// The first byte of a request.
+    Request,
+    /// The rest of its headers.
+    Headers,
+}
+
+/// A connection that fails with `TimedOut` where its client takes too long.
+#[derive(Debug)]
+pub(super) struct GuardedStream {
+    inner: Transport,
+    activity: Arc<Activity>,
+    header_timeout: Duration,
+    keep_alive: Duration,
+    write_timeout: Duration,
+    awaited: Awaited,
+    /// Requests that had ended when `read_deadline` was set.
+    ended: u64,
+    read_deadline: Pin<Box<Sleep>>,
+    write_deadline: Option<Pin<Box<Sleep>>>,
+    timed_out: bool,
+}
+
+impl GuardedStream {
+    pub(super) fn new(inner: Transport, activity: Arc<Activity>, limits: &HttpLimits) -> Self {
+        GuardedStream {
+            inner,
+            activity,
+            header_timeout: limits.header_timeout,
+            keep_alive: limits.keep_alive,
+            write_timeout: limits.write_timeout,
+            awaited: Awaited::Request,
+            ended: 0,
+            // A client that connects has something to say.
+            read_deadline: Box::pin(tokio::time::sleep(limits.header_timeout)),
+            write_deadline: None,
+            timed_out: false,
+        }
+    }
+
+    /// Whether a deadline has passed.
+    pub(super) fn has_timed_out(&self) -> bool {
+        self.timed_out
+    }
+
+    fn timeout(&mut self, what: &'static str) -> io::Error {
+        self.timed_out = true;
+        io::Error::new(io::ErrorKind::TimedOut, what)
+    }
+
+    /// Passes on the result of a write, or fails where it was awaited for too long.
+    fn check_write<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.write_deadline = None;
+            return result;
+        }
+        let timeout = self.write_timeout;
+        let deadline = self.write_deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        match deadline.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(self.timeout("the client reads too slowly"))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for GuardedStream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let is_idle = this.activity.is_idle();
+        let ended = this.activity.ended();
+        if is_idle && ended != this.ended {
+            this.ended = ended;
+            this.awaited = Awaited::Request;
+            this.read_deadline.as_mut().reset(Instant::now() + this.keep_alive);
+        }
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut this.inner).poll_read(context, buffer);
+        if !is_idle {
+            return result;
+        }
+        if result.is_ready() {
+            if buffer.filled().len() > before && this.awaited == Awaited::Request {
+                this.awaited = Awaited::Headers;
+                this.read_deadline.as_mut().reset(Instant::now() + this.header_timeout);
+            }
+            return result;
+        }
+        match this.read_deadline.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(this.timeout("no request came in time"))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for GuardedStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_write(context, bytes);
+        this.check_write(context, result)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_flush(context);
+        this.check_write(context, result)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.inner).poll_shutdown(context);
+        this.check_write(context, result)
+    }
+}

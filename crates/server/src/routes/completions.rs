@@ -1,0 +1,201 @@
+//! `POST /v1/completions`.
+
+use std::sync::Arc;
+
+use allotrope_engine::{Delta, PromptReport};
+use allotrope_model::Tokenizer;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{Request, Response};
+
+use super::{Failure, json};
+use crate::body::read_json;
+use crate::generation::{Arrival, Chunks, Generation, respond};
+use crate::prompt::{self, ReadyPrompt};
+use crate::protocol::completion::CompletionRequest;
+use crate::protocol::logprobs::CompletionLogprobs;
+use crate::protocol::response::{CompletionChoice, CompletionResponse, FinishReason, StopReason, Usage};
+use crate::protocol::{ApiError, identifiers, sse};
+use crate::scores;
+use crate::state::App;
+
+pub(super) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response<Body>, Failure> {
+    let model = app.lifecycle.model()?;
+    let arrival = Arrival::now(&app);
+    let body = read_json(&app, request).await?;
+    let (request, job) = {
+        let (app, model) = (Arc::clone(&app), Arc::clone(&model));
+        let work = Arc::clone(&app);
+        work.prepare(move || {
+            let request = CompletionRequest::parse(&body, &model.context)?;
+            let job = prompt::of_completion(&model, &app.config, &request)?;
+            Ok((request, job))
+        })
+        .await?
+    };
+    let counts_answers = !request.prompt_only;
+    let mut generation =
+        Generation::start(Arc::clone(&app), Arc::clone(&model), job, &request.options, counts_answers, arrival).await?;
+    let head = Head {
+        id: identifiers::completion_id(),
+        created: identifiers::created_now(),
+        model: request.options.model.clone().unwrap_or_else(|| model.name().to_owned()),
+    };
+    let stream = request.options.stream;
+    let mut choices = Choices::new(request, stream.map(|_| app.config.stream_interval), generation.len());
+    if let Some(options) = stream {
+        let tells_usage = options.include_usage || app.config.force_include_usage;
+        let chunks = CompletionChunks { head, choices, tells_usage_always: options.continuous_usage };
+        return Ok(respond(generation, chunks, tells_usage));
+    }
+    let mut finished = Vec::with_capacity(generation.len());
+    while let Some(delta) = generation.next().await {
+        finished.extend(choices.push(delta?, &generation));
+    }
+    finished.sort_by_key(|choice| choice.index);
+    json(&head.response(finished, Some(generation.usage())))
+}
+
+/// What all chunks of an answer share.
+struct Head {
+    id: String,
+    created: u64,
+    model: String,
+}
+
+impl Head {
+    fn response(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> CompletionResponse {
+        CompletionResponse::new(&self.id, self.created, &self.model, choices, usage)
+    }
+}
+
+struct CompletionChunks {
+    head: Head,
+    choices: Choices,
+    tells_usage_always: bool,
+}
+
+impl Chunks for CompletionChunks {
+    fn push(&mut self, delta: Delta, generation: &Generation, events: &mut String) -> Result<(), ApiError> {
+        if let Some(choice) = self.choices.push(delta, generation) {
+            let usage = self.tells_usage_always.then(|| generation.usage());
+            events.push_str(&sse::event(&self.head.response(vec![choice], usage))?);
+        }
+        Ok(())
+    }
+
+    fn usage(&self, usage: Usage) -> Result<String, ApiError> {
+        sse::event(&self.head.response(Vec::new(), Some(usage)))
+    }
+}
+
+/// Puts the parts of each answer together, into chunks or into whole answers.
+struct Choices {
+    request: CompletionRequest,
+    /// Tokens to a chunk; `None` for whole answers.
+    interval: Option<usize>,
+    choices: Vec<Pending>,
+}
+
+/// What was not sent yet of one answer.
+#[derive(Default)]
+struct Pending {
+    has_begun: bool,
+    tokens: usize,
+    /// Where the next token begins in the text, in characters.
+    offset: usize,
+    choice: CompletionChoice,
+    token_ids: Vec<u32>,
+}
+
+impl Choices {
+    fn new(request: CompletionRequest, interval: Option<usize>, count: usize) -> Self {
+        Choices { request, interval, choices: (0..count).map(|_| Pending::default()).collect() }
+    }
+
+    /// Takes the next part; gives what is to be sent.
+    fn push(&mut self, delta: Delta, generation: &Generation) -> Option<CompletionChoice> {
+        let tokenizer = generation.model.tokenizer();
+        let pending = self.choices.get_mut(delta.index)?;
+        let is_first = !std::mem::replace(&mut pending.has_begun, true);
+        if is_first && let Some(prompt) = generation.prompt_of(delta.index) {
+            pending.begin(&self.request, prompt, delta.prompt.as_deref(), tokenizer);
+        }
+        if !self.request.prompt_only {
+            pending.choice.text.push_str(&delta.text);
+            pending.token_ids.push(delta.token);
+            if let Some(found) = &delta.logprobs {
+                let logprobs = pending.choice.logprobs.get_or_insert_default();
+                logprobs.push(pending.offset, &scores::position(tokenizer, found));
+            }
+        }
+        pending.tokens += 1;
+        let is_last = delta.finish_reason.is_some();
+        let is_due = self.interval.is_some_and(|interval| is_first || pending.tokens >= interval);
+        let says_something = !pending.choice.text.is_empty()
+            || pending.choice.logprobs.is_some()
+            || self.request.options.return_token_ids;
+        if !(is_last || (is_due && says_something)) {
+            return None;
+        }
+        let mut choice = std::mem::take(&mut pending.choice);
+        pending.tokens = 0;
+        if let Some(end) = choice.logprobs.as_ref().and_then(end_of) {
+            pending.offset = end;
+        }
+        let token_ids = std::mem::take(&mut pending.token_ids);
+        choice.token_ids = self.request.options.return_token_ids.then_some(token_ids);
+        choice.index = delta.index;
+        choice.finish_reason = match self.request.prompt_only {
+            true => Some(FinishReason::Length),
+            false => delta.finish_reason.map(FinishReason::from),
+        };
+        choice.stop_reason = delta.stop_reason.map(stop_reason).filter(|_| !self.request.prompt_only);
+        Some(choice)
+    }
+}
+
+impl Pending {
+    /// What comes before the first token.
+    fn begin(
+        &mut self,
+        request: &CompletionRequest,
+        prompt: &ReadyPrompt,
+        report: Option<&PromptReport>,
+        tokenizer: &Tokenizer,
+    ) {
+        let choice = &mut self.choice;
+        choice.prompt_token_ids = request.options.return_token_ids.then(|| prompt.tokens.to_vec());
+        if let Some(text) = &prompt.text {
+            choice.text.push_str(text);
+        }
+        let found = report.map(|report| report.logprobs.as_slice()).unwrap_or_default();
+        if !request.echo {
+            choice.prompt_logprobs = (!found.is_empty()).then(|| scores::of_prompt(tokenizer, found));
+            return;
+        }
+        if request.options.sampling.logprobs.is_none() {
+            return;
+        }
+        let logprobs = choice.logprobs.get_or_insert_default();
+        for (token, found) in prompt.tokens.iter().zip(found) {
+            match found {
+                Some(found) => logprobs.push(0, &scores::position(tokenizer, found)),
+                None => logprobs.push_first_of_prompt(scores::text(tokenizer, *token)),
+            }
+        }
+    }
+}
+
+/// Where the text goes on after the last token of a chunk.
+fn end_of(logprobs: &CompletionLogprobs) -> Option<usize> {
+    Some(logprobs.text_offset.last()? + logprobs.tokens.last()?.chars().count())
+}
+
+/// What stopped an answer.
+pub(super) fn stop_reason(reason: allotrope_engine::StopReason) -> StopReason {
+    match reason {
+        allotrope_engine::StopReason::Token(token) => StopReason::Token(token),
+        allotrope_engine::StopReason::String(text) => StopReason::Text(text),
+    }
+}

@@ -1,0 +1,43 @@
+//! Probabilities of tokens, from the engine's form to that of answers.
+
+use std::collections::BTreeMap;
+
+use allotrope_engine::TokenLogprobs;
+use allotrope_model::Tokenizer;
+
+use crate::protocol::logprobs::{PromptLogprob, ScoredPosition, ScoredToken};
+
+/// A position of an answer or a prompt.
+pub(crate) fn position(tokenizer: &Tokenizer, found: &TokenLogprobs) -> ScoredPosition {
+    ScoredPosition {
+        chosen: token(tokenizer, found.token, found.logprob),
+        top: found.top.iter().map(|(id, logprob)| token(tokenizer, *id, *logprob)).collect(),
+    }
+}
+
+/// The text of a token by itself. Where it is not whole, its characters are marks in place of what is missing.
+pub(crate) fn text(tokenizer: &Tokenizer, id: u32) -> String {
+    // A decoder that fails on one token fails on the answer too, which tells it.
+    tokenizer.decode(&[id], false).unwrap_or_default()
+}
+
+fn token(tokenizer: &Tokenizer, id: u32, logprob: f32) -> ScoredToken {
+    let token = text(tokenizer, id);
+    let is_whole = !token.contains(char::REPLACEMENT_CHARACTER);
+    ScoredToken { bytes: if is_whole { None } else { tokenizer.token_bytes(id) }, token, logprob }
+}
+
+/// `prompt_logprobs` as vLLM has them: for each token those of the likeliest and its own, by id.
+pub(crate) fn of_prompt(
+    tokenizer: &Tokenizer,
+    found: &[Option<TokenLogprobs>],
+) -> Vec<Option<BTreeMap<u32, PromptLogprob>>> {
+    let entry = |id: u32, logprob: f32, rank: usize| (id, PromptLogprob::new(logprob, rank, text(tokenizer, id)));
+    let position = |found: &TokenLogprobs| {
+        let top = found.top.iter().enumerate();
+        let mut map: BTreeMap<_, _> = top.map(|(place, (id, logprob))| entry(*id, *logprob, place + 1)).collect();
+        map.extend([entry(found.token, found.logprob, found.rank as usize)]);
+        map
+    };
+    found.iter().map(|found| found.as_ref().map(position)).collect()
+}
