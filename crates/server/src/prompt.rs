@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use allotrope_engine::{EngineError, SamplingParams, TokenRequest};
+use allotrope_engine::{EngineError, TokenRequest};
 use allotrope_model::Conversation;
 
 use crate::config::ServerConfig;
@@ -10,7 +10,6 @@ use crate::model::{ServedModel, api_error};
 use crate::protocol::chat::{ChatInput, ChatRequest, ToolChoice};
 use crate::protocol::completion::{CompletionPrompt, CompletionRequest};
 use crate::protocol::{ApiError, RequestOptions};
-use crate::random;
 use crate::tools;
 
 /// The most bytes that the constraints of all answers to a request may have together, as each answer holds its own.
@@ -130,24 +129,13 @@ fn check(config: &ServerConfig, options: &RequestOptions, prompts: usize) -> Res
 fn add(model: &ServedModel, options: &RequestOptions, tokens: Vec<u32>, job: &mut Job) -> Result<Arc<[u32]>, ApiError> {
     let length = tokens.len();
     let limit = model.context.max_model_len;
-    let first = model.llm.text().request(tokens, &options.sampling, 0).map_err(|error| match error {
+    let made = model.llm.text().requests(&tokens, &options.sampling).map_err(|error| match error {
         // A truncated prompt is told as it came.
         EngineError::PromptTooLong { .. } => ApiError::prompt_too_long(length, limit),
         error => api_error(error),
     })?;
-    let first = TokenRequest { priority: options.priority, cache_salt: options.cache_salt.clone(), ..first };
-    let tokens = Arc::clone(&first.prompt);
-    let more = (1..options.sampling.n).map(|index| TokenRequest {
-        // Each answer draws differently; with a seed of the request, always the same.
-        seed: options.sampling.seed.unwrap_or_else(|| random::number()),
-        params: SamplingParams {
-            seed: options.sampling.seed.map(|seed| seed.wrapping_add(index as u64)),
-            ..first.params.clone()
-        },
-        ..first.clone()
-    });
-    let more: Vec<TokenRequest> = more.collect();
-    job.requests.push(first);
-    job.requests.extend(more);
-    Ok(tokens)
+    let first = made.first().map(|request| Arc::clone(&request.prompt)).unwrap_or_else(|| tokens.into());
+    let ours = |request| TokenRequest { priority: options.priority, cache_salt: options.cache_salt.clone(), ..request };
+    job.requests.extend(made.into_iter().map(ours));
+    Ok(first)
 }
