@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use allotrope_config::environment::Environment;
@@ -157,6 +158,8 @@ fn chat_template(given: String) -> Result<String, CliError> {
 #[derive(Clone)]
 struct Progress {
     spinner: Option<ProgressBar>,
+    /// The last phase, which may come in several parts.
+    shown: Arc<Mutex<String>>,
 }
 
 impl Progress {
@@ -168,10 +171,15 @@ impl Progress {
             spinner.enable_steady_tick(SPINNER_INTERVAL);
             spinner
         });
-        Progress { spinner }
+        Progress { spinner, shown: Arc::default() }
     }
 
     fn show(&self, phase: &str) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if *shown == phase {
+            return;
+        }
+        phase.clone_into(&mut shown);
         match &self.spinner {
             Some(spinner) => spinner.set_message(phase.to_owned()),
             None => drop(output::notice(format_args!("start: {phase}"))),
