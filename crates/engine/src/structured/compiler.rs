@@ -275,6 +275,6 @@ mod tests {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models/tiny-chat");
         let compiler = GrammarCompiler::new(&Tokenizer::open(&folder).unwrap(), 1024, &[1]).unwrap();
         let failed: Result<(), _> = compiler.shared.within(COMPILER_PATIENCE, "list", |_| panic!("on purpose"));
-        assert_eq!(failed, Err(refused("list", "panic: on purpose".to_owned())));
+        assert_eq!(failed, Err(refused("list", "the grammar library failed on it (on purpose)".to_owned())));
     }
 }

@@ -10,6 +10,10 @@ use crate::sampling::StructuredOutput;
 
 /// The longest JSON schema, in bytes of its text.
 const MAX_SCHEMA_BYTES: usize = 256 << 10;
+/// The most members of an object of a schema, and the most schemas in a list: some of the library's work is the square of them.
+const MAX_MEMBERS: usize = 512;
+/// The most properties of an object whose number of properties is bounded: for each the library makes a rule of all.
+const MAX_COUNTED_PROPERTIES: usize = 32;
 /// The least common multiple of all `multipleOf` of a schema, in units of the finest decimal place that one of them has. The
 /// automaton of a multiple has a state for each remainder, and those of schemas that hold together are multiplied.
 const MAX_MULTIPLE: u64 = 10_000;
@@ -29,6 +33,8 @@ const MAX_CHOICES_BYTES: usize = 64 << 10;
 /// What a grammar may cost the library. Fuel is its own unit: some 50 000 are a millisecond of compilation.
 pub(super) fn parser_limits() -> ParserLimits {
     ParserLimits {
+        // Each optional property of an object takes four.
+        max_items_in_row: 4096,
         initial_lexer_fuel: 1_000_000,
         // Of a lexer's states each takes one or two kilobytes, for each output.
         max_lexer_states: 20_000,
@@ -62,6 +68,10 @@ fn check_schema(schema: &Value) -> Result<(), StructuredOutputError> {
     let mut counter = Counter { left: MAX_SCHEMA_BYTES };
     serde_json::to_writer(&mut counter, schema)
         .map_err(|_| refused("JSON schema", format!("it is longer than {MAX_SCHEMA_BYTES} bytes")))?;
+    if let Some((members, most)) = too_many_members(schema) {
+        let problem = format!("it has {members} members or schemas in one place, and {most} are the most there");
+        return Err(refused("JSON schema", problem));
+    }
     let mut multiples = Vec::new();
     find_multiples(schema, &mut multiples);
     if common_multiple(&multiples).is_some_and(|multiple| multiple <= MAX_MULTIPLE) {
@@ -70,6 +80,32 @@ fn check_schema(schema: &Value) -> Result<(), StructuredOutputError> {
     let problem =
         "the numbers of its `multipleOf` are too large or have too many decimals: their least common multiple may be";
     Err(refused("JSON schema", format!("{problem} {MAX_MULTIPLE} units of the last place at most")))
+}
+
+/// The length of an object or a list that is longer than it may be, and how long that is. A list of plain values, such as an `enum`,
+/// may be longer, unless they are the names of properties.
+fn too_many_members(schema: &Value) -> Option<(usize, usize)> {
+    let beyond = |length: usize, most: usize| (length > most).then_some((length, most));
+    match schema {
+        Value::Array(items) => {
+            let plain = items.iter().all(|item| !item.is_object() && !item.is_array());
+            let long = if plain { None } else { beyond(items.len(), MAX_MEMBERS) };
+            long.or_else(|| items.iter().find_map(too_many_members))
+        }
+        Value::Object(members) => {
+            let length = |name: &str| match members.get(name) {
+                Some(Value::Array(items)) => items.len(),
+                Some(Value::Object(members)) => members.len(),
+                _ => 0,
+            };
+            let counted = members.contains_key("minProperties") || members.contains_key("maxProperties");
+            let properties = if counted { beyond(length("properties"), MAX_COUNTED_PROPERTIES) } else { None };
+            let long = properties.or_else(|| beyond(length("required"), MAX_MEMBERS));
+            let long = long.or_else(|| beyond(members.len(), MAX_MEMBERS));
+            long.or_else(|| members.values().find_map(too_many_members))
+        }
+        _ => None,
+    }
 }
 
 /// Collects the values of all `multipleOf` of a schema, whose nesting was checked.
@@ -154,7 +190,28 @@ impl Write for Counter {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn lists_are_bounded_where_the_work_is_more_than_their_length() {
+        let properties = |count: usize| -> serde_json::Map<String, Value> {
+            (0..count).map(|name| (format!("p{name}"), Value::Bool(true))).collect()
+        };
+        let names: Vec<String> = (0..513).map(|name| format!("p{name}")).collect();
+        for (schema, found) in [
+            (json!({ "enum": names }), None),
+            (json!({ "properties": properties(512) }), None),
+            (json!({ "properties": properties(513) }), Some((513, 512))),
+            (json!({ "items": { "minProperties": 1, "properties": properties(32) } }), None),
+            (json!({ "items": { "minProperties": 1, "properties": properties(33) } }), Some((33, 32))),
+            (json!({ "required": names }), Some((513, 512))),
+            (json!({ "anyOf": [{ "oneOf": vec![json!({}); 513] }] }), Some((513, 512))),
+        ] {
+            assert_eq!(too_many_members(&schema), found);
+        }
+    }
 
     #[test]
     fn multiples_are_counted_in_units_of_their_last_place() {

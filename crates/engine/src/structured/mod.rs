@@ -26,6 +26,9 @@ fn reason(error: &str) -> String {
     if matches!(first, "NoExtension" | "NoExtensionBias") {
         return "it allows no text that the model's tokens can write".to_owned();
     }
+    if let Some(panic) = first.strip_prefix("panic: ") {
+        return format!("the grammar library failed on it ({})", panic.chars().take(LONGEST).collect::<String>());
+    }
     let why = error.lines().find_map(|line| line.strip_prefix("error: "));
     let shorten = |text: &str| {
         let shortened: String = text.chars().take(LONGEST).collect();

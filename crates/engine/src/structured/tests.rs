@@ -329,6 +329,7 @@ fn hostile() -> Vec<(&'static str, StructuredOutput)> {
         })
     };
     let chain: String = (0..500).map(|rule| format!("r{rule}: r{}\n", rule + 1)).collect();
+    let many: serde_json::Map<String, Value> = (0..2000).map(|name| (format!("p{name}"), json!({}))).collect();
     let regex = |pattern: &str| StructuredOutput::Regex(pattern.to_owned());
     let grammar = |text: String| StructuredOutput::Grammar(text);
     vec![
@@ -367,6 +368,12 @@ fn hostile() -> Vec<(&'static str, StructuredOutput)> {
             "intersections",
             grammar("start: T\nT: /(.*a.{100})/ & /(.*b.{101})/ & ~/(.*c.{102})/ & /(.*d.{103})/\n".to_owned()),
         ),
+        ("one of many properties", StructuredOutput::Json(json!({ "properties": many, "minProperties": 1 }))),
+        (
+            "many required properties",
+            StructuredOutput::Json(json!({ "required": (0..5000).map(|name| name.to_string()).collect::<Vec<_>>() })),
+        ),
+        ("many schemas", StructuredOutput::Json(json!({ "anyOf": vec![json!({ "type": "null" }); 1000] }))),
         (
             "options in a schema",
             StructuredOutput::Json(
@@ -408,7 +415,7 @@ fn demanding() -> Vec<(&'static str, StructuredOutput)> {
     let chain: String = (0..500).map(|rule| format!("r{rule}: r{}\n", rule + 1)).collect();
     let names: Vec<String> = (0..12_000).map(|name| format!("name-{name}")).collect();
     let properties: serde_json::Map<String, Value> =
-        (0..3000).map(|name| (format!("p{name}"), json!({ "type": "integer", "minimum": name }))).collect();
+        (0..500).map(|name| (format!("p{name}"), json!({ "type": "integer", "minimum": name }))).collect();
     vec![
         ("a loop in a loop", regex("(a*)*b")),
         ("a long repetition", regex(".{1,100000}")),
