@@ -8,10 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use allotrope_model::Tokenizer;
-use llguidance::api::TopLevelGrammar;
-use llguidance::{JsonCompileOptions, Matcher, ParserFactory, panic_utils, regex_to_lark};
+use llguidance::api::{GrammarInit, TopLevelGrammar};
+use llguidance::{JsonCompileOptions, Logger, Matcher, ParserFactory, panic_utils, regex_to_lark};
 use serde_json::{Value, json};
-use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
+use toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
 
 use super::limits::{check, parser_limits, refused};
 use super::{GrammarMatcher, StructuredOutputError, reason};
@@ -75,10 +75,7 @@ impl GrammarCompiler {
         let factory = panic_utils::catch_unwind(AssertUnwindSafe(|| {
             let trie = TokTrie::from(&TokRxInfo::new(size, first_end), &words).with_eos_tokens(end_tokens);
             let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-            let mut factory = ParserFactory::new_simple(&environment)?;
-            factory.quiet();
-            *factory.limits_mut() = parser_limits();
-            Ok(factory)
+            ParserFactory::new_simple(&environment)
         }));
         let factory = factory.map_err(|error| wrong(reason(&error.to_string())))?;
         Ok(GrammarCompiler {
@@ -106,8 +103,13 @@ impl GrammarCompiler {
             return Err(StructuredOutputError::Busy { overdue });
         }
         let source = source(output)?;
+        let limits = parser_limits(output);
         let matcher = self.shared.within(COMPILER_PATIENCE, kind, move |shared| {
-            let mut matcher = Matcher::new(shared.factory.create_parser(source));
+            // Without a log, and without jumping ahead of the sampler or going back.
+            let (source, log) = (GrammarInit::Serialized(source), Logger::new(0, 0));
+            let parser =
+                shared.factory.create_parser_from_init_ext(source, log, InferenceCapabilities::default(), limits);
+            let mut matcher = Matcher::new(parser);
             if let Some(error) = matcher.get_error() {
                 return Err(refused(kind, reason(&error)));
             }

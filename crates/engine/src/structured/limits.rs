@@ -30,11 +30,15 @@ const MAX_CHOICES: usize = 1024;
 /// All choices together, in bytes.
 const MAX_CHOICES_BYTES: usize = 64 << 10;
 
-/// What a grammar may cost the library. Fuel is its own unit: some 50 000 are a millisecond of compilation.
-pub(super) fn parser_limits() -> ParserLimits {
+/// What an output may cost the library. Fuel is its own unit: some 50 000 are a millisecond of compilation.
+pub(super) fn parser_limits(output: &StructuredOutput) -> ParserLimits {
     ParserLimits {
-        // Each optional property of an object takes four.
-        max_items_in_row: 4096,
+        max_items_in_row: match output {
+            // Ambiguous rules have items for every place where they may have begun, and the work of a step is the square of them.
+            StructuredOutput::Grammar(_) => 512,
+            // Each optional property of an object takes four.
+            _ => 4096,
+        },
         initial_lexer_fuel: 1_000_000,
         // Of a lexer's states each takes one or two kilobytes, for each output.
         max_lexer_states: 20_000,

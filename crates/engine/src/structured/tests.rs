@@ -595,3 +595,14 @@ fn tokens_stand_for_their_bytes_in_vocabularies_of_sentencepiece_and_of_bytes() 
     let spelled: Vec<u8> = tokens.iter().flat_map(|token| MODEL.tokenizer.token_bytes(*token).unwrap()).collect();
     assert_eq!(String::from_utf8(spelled).unwrap(), text);
 }
+
+#[test]
+fn an_ambiguous_grammar_ends_before_a_step_takes_long() {
+    let mut matcher = compile(&StructuredOutput::Grammar("start: s\ns: s s | s s s | \"a\" |".to_owned())).matcher();
+    let token = MODEL.tokenizer.token_id("a").unwrap();
+    let mut logits = vec![0.0; VOCABULARY];
+    let stuck = (0..600).find_map(|_| matcher.mask(&mut logits).and_then(|()| matcher.accept(token)).err());
+    let Some(StructuredOutputError::Stuck { tokens, problem }) = stuck else { panic!("{stuck:?}") };
+    assert!(tokens > 20, "{tokens}: {problem}");
+    assert!(problem.contains("items"), "{problem}");
+}
