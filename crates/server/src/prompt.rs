@@ -139,7 +139,7 @@ fn add(model: &ServedModel, options: &RequestOptions, tokens: Vec<u32>, job: &mu
     let tokens = Arc::clone(&first.prompt);
     let more = (1..options.sampling.n).map(|index| TokenRequest {
         // Each answer draws differently; with a seed of the request, always the same.
-        seed: options.sampling.seed.unwrap_or_else(|| random::number()),
+        seed: options.sampling.seed.unwrap_or_else(random::number),
         params: SamplingParams {
             seed: options.sampling.seed.map(|seed| seed.wrapping_add(index as u64)),
             ..first.params.clone()
