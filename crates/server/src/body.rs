@@ -31,7 +31,7 @@ async fn collect(app: &Arc<App>, mut body: Body) -> Result<Bytes, ApiError> {
     let limit = app.config.limits.body_bytes;
     let mut bytes = BytesMut::new();
     // Room counts what is being read; once a body is whole, its request is bounded by the requests that are prepared.
-    let mut rooms = Vec::new();
+    let mut room = app.body_room();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             tracing::debug!("reading a body: {error}");
@@ -42,7 +42,7 @@ async fn collect(app: &Arc<App>, mut body: Body) -> Result<Bytes, ApiError> {
         if bytes.len().saturating_add(data.len()) > limit {
             return Err(ApiError::payload_too_large(limit));
         }
-        rooms.push(app.reserve(data.len()).ok_or_else(|| ApiError::overloaded(1))?);
+        room.grow(data.len())?;
         bytes.extend_from_slice(&data);
     }
     Ok(bytes.freeze())

@@ -6,8 +6,7 @@ use tokio::task::JoinHandle;
 use crate::error::ServerError;
 use crate::server::ServerHandle;
 
-/// Passes SIGTERM and SIGINT on to a server: the first asks it to finish what it has, the second to end now. SIGHUP is ignored, so
-/// that closing a terminal does not end it.
+/// Passes SIGTERM, SIGINT and SIGHUP on to a server: the first asks it to finish what it has, the second to end now.
 ///
 /// # Errors
 /// If the operating system refuses to tell us of signals. Must be called on a runtime of tokio.
@@ -24,10 +23,7 @@ pub fn signals(handle: ServerHandle) -> Result<JoinHandle<()>, ServerError> {
             let name = tokio::select! {
                 Some(()) = terminate.recv() => "SIGTERM",
                 Some(()) = interrupt.recv() => "SIGINT",
-                Some(()) = hangup.recv() => {
-                    tracing::info!("SIGHUP is ignored");
-                    continue;
-                }
+                Some(()) = hangup.recv() => "SIGHUP",
                 else => return,
             };
             tracing::info!("{name}: shutting down");

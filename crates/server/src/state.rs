@@ -91,20 +91,30 @@ impl App {
         })
     }
 
-    /// Reserves room for bytes of a request body.
-    pub(crate) fn reserve(self: &Arc<Self>, bytes: usize) -> Option<BodyRoom> {
-        let limit = self.config.limits.total_body_bytes;
-        let add = |held: usize| held.checked_add(bytes).filter(|held| *held <= limit);
-        self.body_bytes.fetch_update(Relaxed, Relaxed, add).ok()?;
-        Some(BodyRoom { app: Arc::clone(self), bytes })
+    /// Room for a request body, none yet.
+    pub(crate) fn body_room(self: &Arc<Self>) -> BodyRoom {
+        BodyRoom { app: Arc::clone(self), bytes: 0 }
     }
 }
 
-/// Room for bytes of a request body.
+/// Room for the bytes of a request body, given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct BodyRoom {
     app: Arc<App>,
     bytes: usize,
+}
+
+impl BodyRoom {
+    /// Takes room for more bytes, if there is any.
+    pub(crate) fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        const RETRY_AFTER: u64 = 1;
+        let limit = self.app.config.limits.total_body_bytes;
+        let add = |held: usize| held.checked_add(bytes).filter(|held| *held <= limit);
+        let added = self.app.body_bytes.fetch_update(Relaxed, Relaxed, add);
+        added.map_err(|_| ApiError::overloaded(RETRY_AFTER))?;
+        self.bytes += bytes;
+        Ok(())
+    }
 }
 
 impl Drop for BodyRoom {

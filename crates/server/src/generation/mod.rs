@@ -121,7 +121,7 @@ impl Generation {
             self.completion_tokens += 1;
         }
         self.metrics.generation_tokens.inc();
-        let is_first_of_prompt = delta.index % self.samples == 0;
+        let is_first_of_prompt = delta.index.is_multiple_of(self.samples);
         let prompt_tokens = self.prompt_of(delta.index).map_or(0, |prompt| prompt.tokens.len());
         if let Some(report) = &delta.prompt {
             self.metrics.prompt_tokens.inc_by(prompt_tokens as u64);

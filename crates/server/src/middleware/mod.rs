@@ -39,6 +39,8 @@ pub(crate) async fn answer(
     strip_root(&app.config.root_path, request.uri_mut());
     let id = RequestId::of(request.headers());
     let origin = app.origins.allowed(request.headers());
+    // Others may see another end of such a request than we do, so nothing that follows it is read.
+    let is_chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
     let observation = Observation::begin(Arc::clone(&app), activity, &request, id.clone());
     request.extensions_mut().insert(id.clone());
     let mut response = if cross_origin::is_preflight(&request) {
@@ -57,7 +59,8 @@ pub(crate) async fn answer(
         headers.insert(request_id::HEADER, id.to_header());
     }
     // A body that was not read to its end would be taken for the next request; and a server that ends has no next one.
-    let must_close = response.status() == StatusCode::PAYLOAD_TOO_LARGE
+    let must_close = is_chunked
+        || response.status() == StatusCode::PAYLOAD_TOO_LARGE
         || response.status() == StatusCode::REQUEST_TIMEOUT
         || app.lifecycle.stage() != Stage::Serving;
     if must_close {
