@@ -5,3 +5,4 @@
 mod bits;
 mod recordings;
 mod sampling;
+mod serving;

@@ -46,7 +46,7 @@ fn every_kind() -> Vec<(&'static str, (Prompt, SamplingParams), bool)> {
         ("seeded", drawn(7, 1.5), true),
         ("another seed", drawn(8, 1.5), true),
         ("another temperature", drawn(7, 0.3), true),
-        ("nearly greedy", drawn(7, 1e-20), false),
+        ("nearly greedy", drawn(7, 1e-20), true),
         ("top_p", SamplingParams { top_p: 0.9, ..drawn(7, 1.5) }, false),
         ("top_k", SamplingParams { top_k: 20, ..drawn(7, 1.5) }, false),
         ("min_p", SamplingParams { min_p: 0.05, ..drawn(7, 1.5) }, false),

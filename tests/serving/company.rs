@@ -1,7 +1,7 @@
 //! Greedy answers are equal token by token alone, in a batch, with prompts cut into chunks, with and without hits in the prefix
 //! cache, and after a preemption, at every level; seeded ones too.
 
-use allotrope_engine::{Llm, LogprobCount, OptimizationLevel, Prompt, SamplingParams};
+use allotrope_engine::{Llm, OptimizationLevel, Prompt, SamplingParams};
 use allotrope_tests::{checkpoint, for_every_checkpoint, on_the_cpu};
 
 use crate::Random;

@@ -151,7 +151,7 @@ def tools(client, model):
         )
         deltas = [d for chunk in chunks if chunk.choices for d in chunk.choices[0].delta.tool_calls or []]
         assert deltas[0].function.name == "get_weather" and deltas[0].id
-        streamed = json.loads("".join(delta.function.arguments or "" for delta in deltas))
+        streamed = json.loads("".join(delta.function.arguments or "" for delta in deltas if delta.index == 0))
         assert streamed["city"] in ("Rome", "Oslo")
         followed = client.chat.completions.create(
             model=model,

@@ -26,6 +26,8 @@ pub(crate) fn start(verbose: u8, is_server: bool, environment: &Environment) -> 
         .with_ansi(io::stderr().is_terminal() && !environment.no_color())
         .with_target(false)
         .without_time()
+        // It would tell of a broken standard error on standard error, and panic.
+        .log_internal_errors(false)
         .try_init()
         .map_err(|error| CliError::Failure(format!("cannot start logging: {error}")))
 }

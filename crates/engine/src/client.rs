@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::request::{FinishReason, TokenRequest};
+use crate::sampling::{SamplingError, TokenLogprobs};
 use crate::status::{EngineState, EngineStatus};
 
 /// Submissions that may lie between two steps.
@@ -28,20 +29,6 @@ pub struct QueueLimits {
 impl QueueLimits {
     /// No bound but that of the mailbox.
     pub const UNLIMITED: QueueLimits = QueueLimits { requests: usize::MAX, tokens: usize::MAX };
-}
-
-/// A token with its probability and those of its rivals, as natural logarithms of the model's own distribution (before
-/// penalties and temperature).
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprobs {
-    /// The token that was chosen or given.
-    pub token: u32,
-    /// Its logarithm of the probability; negative infinity where the token was masked.
-    pub logprob: f32,
-    /// How many tokens are as likely or likelier, itself among them.
-    pub rank: u32,
-    /// The most likely tokens, the likeliest first.
-    pub top: Vec<(u32, f32)>,
 }
 
 /// What is known of a prompt when its first token is there.
@@ -94,6 +81,15 @@ pub enum RequestFailure {
     /// The engine shuts down.
     #[error("the engine shuts down")]
     ShuttingDown,
+}
+
+impl From<SamplingError> for RequestFailure {
+    fn from(error: SamplingError) -> Self {
+        match error {
+            SamplingError::Grammar(error) => RequestFailure::Grammar(error.to_string()),
+            error => RequestFailure::Sampling(error.to_string()),
+        }
+    }
 }
 
 /// Why the engine takes no further request.

@@ -11,7 +11,7 @@ use crate::client::TokenEvent;
 use crate::error::EngineError;
 use crate::live::Live;
 use crate::request::{TokenLogits, TokenRequest};
-use crate::sampling::{Sampler, SamplingParams, TokenCounts};
+use crate::sampling::{Sampler, SamplingContext, SamplingParams, SamplingScratch, TokenCounts};
 use crate::scheduler::{NewSequence, Scheduled, Scheduler, SchedulerLimits, SequenceId};
 
 /// What happened to a sequence in a step.
@@ -80,7 +80,7 @@ pub(crate) struct EngineCore<D: Device> {
     live: HashMap<SequenceId, Live>,
     inputs: StepInputs,
     rows: Vec<Row>,
-    scratch: Vec<f32>,
+    scratch: SamplingScratch,
     vocabulary: usize,
     block_size: usize,
     next_id: u64,
@@ -97,7 +97,7 @@ impl<D: Device> EngineCore<D> {
             live: HashMap::new(),
             inputs: StepInputs::default(),
             rows: Vec::new(),
-            scratch: Vec::new(),
+            scratch: SamplingScratch::default(),
             vocabulary: options.vocabulary,
             block_size: options.cache.block_size,
             next_id: 0,
@@ -335,7 +335,8 @@ impl<D: Device> EngineCore<D> {
         let mut last = prompt_logits[prompt_logits.len() - vocabulary..].to_vec();
         for step in 0..new_tokens {
             step_logits.extend_from_slice(&last);
-            let token = greedy.sample(&mut last, &TokenCounts::default())?;
+            let context = SamplingContext { seen: &TokenCounts::default(), output: &[], grammar: None };
+            let token = greedy.sample(&last, &mut self.scratch, context)?.token;
             picked.push(token);
             if step + 1 < new_tokens {
                 last.clear();

@@ -11,6 +11,7 @@ use allotrope_runtime::{DeviceError, ExecutorError, LaunchOrderError};
 
 use crate::client::{RequestFailure, SubmitError};
 use crate::sampling::SamplingError;
+use crate::structured::StructuredOutputError;
 
 /// Why a model could not be loaded or a request not be answered.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,9 @@ pub enum EngineError {
         /// Why.
         error: std::io::Error,
     },
+    /// What the output must be can't be used, or can't be compiled now.
+    #[error(transparent)]
+    StructuredOutput(#[from] StructuredOutputError),
     /// The prompt does not fit into the context.
     #[error(
         "this model's maximum context length is {context} tokens (model.max_model_len), but the prompt has {tokens} and at least \

@@ -29,6 +29,7 @@ mod sampling;
 mod scheduler;
 mod status;
 mod stream;
+mod structured;
 mod text;
 
 pub use allotrope_config::OptimizationLevel;
@@ -39,7 +40,7 @@ pub use allotrope_model::Message;
 pub use async_llm::{AnswerStream, AsyncLlm, ModelInfo};
 pub use client::{
     Closed, Command, EngineClient, EngineInbox, Finish, PromptReport, QueueLimits, RequestFailure, Submission,
-    SubmitError, TokenEvent, TokenLogprobs, TokenOutput, TokenReceiver, channel,
+    SubmitError, TokenEvent, TokenOutput, TokenReceiver, channel,
 };
 pub use engine_core::Throughput;
 pub use error::EngineError;
@@ -47,7 +48,11 @@ pub use llm::{Llm, LlmBuilder};
 pub use loaded::Statistics;
 pub use plan::Plan;
 pub use request::{Completion, Delta, FinishReason, Prompt, StopReason, TokenLogits, TokenRequest};
-pub use sampling::{LogprobCount, SamplingError, SamplingParams, StructuredOutput};
+pub use sampling::{
+    DEFAULT_MAX_LOGPROBS, LogprobCount, SampledToken, Sampler, SamplingContext, SamplingError, SamplingParams,
+    SamplingScratch, StructuredOutput, TokenCounts, TokenLogprobs,
+};
 pub use status::{EngineState, EngineStatus, STEP_TOKEN_BOUNDS};
 pub use stream::CompletionStream;
+pub use structured::{Grammar, GrammarCompiler, GrammarMatcher, StructuredOutputError};
 pub use text::TextModel;

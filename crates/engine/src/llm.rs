@@ -190,7 +190,10 @@ impl Llm {
     /// # Errors
     /// If the prompt does not fit into the context, or a parameter is out of range.
     pub fn stream(&mut self, prompt: &Prompt, params: &SamplingParams) -> Result<CompletionStream<'_>, EngineError> {
-        let request = self.loaded.text.request(self.tokenize(prompt)?, params, 0)?;
+        let requests = self.loaded.text.requests(&self.tokenize(prompt)?, params)?;
+        let Some(request) = requests.into_iter().next() else {
+            return Err(EngineError::Request("no answer was asked for".into()));
+        };
         let answer = Answer::new(self.loaded.text.tokenizer(), &request, 0);
         let prompt_tokens = request.prompt.len();
         let id = self.loaded.core.add(request, Instant::now())?;

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use allotrope_model::Message;
 
-use crate::client::{PromptReport, TokenLogprobs};
-use crate::sampling::SamplingParams;
+use crate::client::PromptReport;
+use crate::sampling::{SamplingParams, TokenLogprobs};
+use crate::structured::Grammar;
 
 /// A prompt.
 #[derive(Debug, Clone, PartialEq)]
@@ -125,6 +126,8 @@ pub struct TokenRequest {
     pub end_tokens: Vec<u32>,
     /// `bad_words`, as tokens.
     pub bad_words: Vec<Vec<u32>>,
+    /// What the output must be, compiled from `params`.
+    pub grammar: Option<Grammar>,
     /// Lower is more urgent, where the scheduler asks for it.
     pub priority: i64,
     /// Requests of different salts share nothing in the prefix cache.

@@ -1,13 +1,14 @@
 //! The text side of a model: what lies between people's words and the engine's tokens. It holds no weights.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use allotrope_model::{ChatTemplate, Checkpoint, ModelError, Tokenizer};
 
 use crate::error::EngineError;
 use crate::request::{Prompt, TokenRequest};
 use crate::sampling::SamplingParams;
+use crate::structured::{Grammar, GrammarCompiler, StructuredOutputError};
 
 /// Tokenizer, chat template and limits of a checkpoint. A clone shares the same tables.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub struct TextModel {
     template: Arc<Result<ChatTemplate, ModelError>>,
     checkpoint: Arc<Checkpoint>,
     max_model_len: usize,
+    /// Made when an output first asks for it, as it takes a while.
+    grammars: Arc<OnceLock<Result<GrammarCompiler, StructuredOutputError>>>,
 }
 
 /// The parts that are read from files by themselves.
@@ -49,7 +52,8 @@ impl TextModel {
     ) -> Result<Self, EngineError> {
         files.tokenizer.check_vocabulary(checkpoint.config())?;
         let TextFiles { tokenizer, template } = files;
-        Ok(TextModel { tokenizer, template: Arc::new(template), checkpoint, max_model_len })
+        let grammars = Arc::default();
+        Ok(TextModel { tokenizer, template: Arc::new(template), checkpoint, max_model_len, grammars })
     }
 
     /// The tokenizer.
@@ -120,43 +124,43 @@ impl TextModel {
         }
     }
 
-    /// The requests for `params.n` answers to a prompt of token ids, as [`TextModel::request`] makes them.
+    /// The requests for `params.n` answers to a prompt of token ids, checked against the vocabulary and the context. What the output
+    /// must be is compiled here, on the calling thread.
     ///
     /// # Errors
-    /// As [`TextModel::request`].
+    /// If the prompt does not fit into the context, a parameter is out of range, or the structured output can't be used.
     pub fn requests(&self, prompt: &[u32], params: &SamplingParams) -> Result<Vec<TokenRequest>, EngineError> {
-        params.validate()?;
-        (0..params.n).map(|index| self.request(prompt.to_vec(), params, index)).collect()
-    }
-
-    /// A request for one answer to a prompt of token ids, checked against the vocabulary and the context. Of `n` answers it is the
-    /// one of `index`.
-    ///
-    /// # Errors
-    /// If the prompt does not fit into the context, or a parameter is out of range.
-    pub fn request(
-        &self,
-        mut prompt: Vec<u32>,
-        params: &SamplingParams,
-        index: usize,
-    ) -> Result<TokenRequest, EngineError> {
-        params.validate()?;
-        if let Some(last) = params.truncate_prompt_tokens {
-            prompt.drain(..prompt.len().saturating_sub(last));
-        }
+        // How many probabilities may be asked for is for those to bound who serve strangers.
+        params.validate_for(self.vocabulary(), u32::MAX)?;
+        let kept = params.truncate_prompt_tokens.map_or(prompt.len(), |last| last.min(prompt.len()));
+        let prompt: Arc<[u32]> = prompt[prompt.len() - kept..].into();
         self.check_prompt(&prompt, 1)?;
         let room = self.max_model_len - prompt.len();
-        let end_tokens = if params.ignore_eos { Vec::new() } else { self.checkpoint.eos_token_ids().to_vec() };
-        Ok(TokenRequest {
-            prompt: prompt.into(),
+        let bad_words = self.bad_words(&params.bad_words)?;
+        let grammar = self.grammar(params)?;
+        // Where a grammar says that the output may end, it ends, or it would have to go on with what the grammar forbids.
+        let goes_on = params.ignore_eos && grammar.is_none();
+        let end_tokens = if goes_on { &[] } else { self.checkpoint.eos_token_ids() };
+        let request = |index: usize| TokenRequest {
+            prompt: Arc::clone(&prompt),
             seed: seed(params, index),
             max_tokens: params.max_tokens.unwrap_or(room).min(room),
-            end_tokens,
-            bad_words: self.bad_words(&params.bad_words)?,
+            end_tokens: end_tokens.to_vec(),
+            bad_words: bad_words.clone(),
+            grammar: grammar.clone(),
             priority: 0,
             cache_salt: None,
             params: SamplingParams { seed: params.seed.map(|seed| seed.wrapping_add(index as u64)), ..params.clone() },
-        })
+        };
+        Ok((0..params.n).map(request).collect())
+    }
+
+    /// Compiles what the output must be, if anything is asked for.
+    fn grammar(&self, params: &SamplingParams) -> Result<Option<Grammar>, EngineError> {
+        let Some(output) = &params.structured_output else { return Ok(None) };
+        let make = || GrammarCompiler::new(&self.tokenizer, self.vocabulary(), self.checkpoint.eos_token_ids());
+        let compiler = self.grammars.get_or_init(make).as_ref().map_err(Clone::clone)?;
+        Ok(Some(compiler.compile(output)?))
     }
 
     /// Checks that a prompt has tokens of the vocabulary, and that so many more fit into the context.

@@ -183,11 +183,8 @@ impl ChatTemplate {
     /// If the names of the special tokens can't be read, or the source is too large or does not parse.
     pub fn open_with_source(folder: &Path, source: &str) -> Result<Self, ModelError> {
         let path = folder.join(TOKENIZER_CONFIG_FILE);
-        let config = if json::exists(&path) {
-            json::read_object(&path, MAX_TOKENIZER_CONFIG)?
-        } else {
-            serde_json::Map::new()
-        };
+        let config =
+            if json::exists(&path) { json::read_object(&path, MAX_TOKENIZER_CONFIG)? } else { serde_json::Map::new() };
         let special_tokens = special_tokens(&Fields::new(&path, &config))?;
         if source.len() as u64 > MAX_TEMPLATE {
             let problem = format!("the template has {} bytes, more than {MAX_TEMPLATE}", source.len());

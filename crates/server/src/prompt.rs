@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use allotrope_engine::{EngineError, SamplingParams, TokenRequest};
+use allotrope_engine::{EngineError, TokenRequest};
 use allotrope_model::Conversation;
 
 use crate::config::ServerConfig;
@@ -128,26 +128,41 @@ fn check(config: &ServerConfig, options: &RequestOptions, prompts: usize) -> Res
 
 /// Adds the requests for the answers to one prompt. Gives its tokens, which the requests share.
 fn add(model: &ServedModel, options: &RequestOptions, tokens: Vec<u32>, job: &mut Job) -> Result<Arc<[u32]>, ApiError> {
-    let length = tokens.len();
-    let limit = model.context.max_model_len;
-    let first = model.llm.text().request(tokens, &options.sampling, 0).map_err(|error| match error {
+    let refused = |error: EngineError| match error {
         // A truncated prompt is told as it came.
-        EngineError::PromptTooLong { .. } => ApiError::prompt_too_long(length, limit),
+        EngineError::PromptTooLong { .. } => ApiError::prompt_too_long(tokens.len(), model.context.max_model_len),
         error => api_error(error),
-    })?;
-    let first = TokenRequest { priority: options.priority, cache_salt: options.cache_salt.clone(), ..first };
-    let tokens = Arc::clone(&first.prompt);
-    let more = (1..options.sampling.n).map(|index| TokenRequest {
-        // Each answer draws differently; with a seed of the request, always the same.
+    };
+    let made = match job.requests.get(..options.sampling.n) {
+        // What is compiled for the first prompt is right for all.
+        Some(first) if options.sampling.structured_output.is_some() => {
+            for_another_prompt(model, options, &tokens, first).map_err(refused)?
+        }
+        _ => model.llm.text().requests(&tokens, &options.sampling).map_err(refused)?,
+    };
+    let shared = made.first().map(|request| Arc::clone(&request.prompt)).unwrap_or_else(|| tokens.into());
+    let ours = |request| TokenRequest { priority: options.priority, cache_salt: options.cache_salt.clone(), ..request };
+    job.requests.extend(made.into_iter().map(ours));
+    Ok(shared)
+}
+
+/// The requests of one prompt, for another.
+fn for_another_prompt(
+    model: &ServedModel,
+    options: &RequestOptions,
+    tokens: &[u32],
+    requests: &[TokenRequest],
+) -> Result<Vec<TokenRequest>, EngineError> {
+    let text = model.llm.text();
+    let kept = options.sampling.truncate_prompt_tokens.map_or(tokens.len(), |last| last.min(tokens.len()));
+    let prompt: Arc<[u32]> = tokens[tokens.len() - kept..].into();
+    text.check_prompt(&prompt, 1)?;
+    let room = text.max_model_len() - prompt.len();
+    let request = |request: &TokenRequest| TokenRequest {
+        prompt: Arc::clone(&prompt),
         seed: options.sampling.seed.unwrap_or_else(random::number),
-        params: SamplingParams {
-            seed: options.sampling.seed.map(|seed| seed.wrapping_add(index as u64)),
-            ..first.params.clone()
-        },
-        ..first.clone()
-    });
-    let more: Vec<TokenRequest> = more.collect();
-    job.requests.push(first);
-    job.requests.extend(more);
-    Ok(tokens)
+        max_tokens: options.sampling.max_tokens.unwrap_or(room).min(room),
+        ..request.clone()
+    };
+    Ok(requests.iter().map(request).collect())
 }

@@ -101,15 +101,30 @@ fn of_address() -> Vec<Arg> {
 fn of_answers() -> Vec<Arg> {
     vec![
         argument(SERVED_MODEL_NAME, "NAME", "Names of the model; by default that of its folder", ANSWERS).num_args(1..),
-        argument(MAX_LOGPROBS, "N", "The most alternatives that a request may ask for with each token; -1 for all", ANSWERS)
-            .value_parser(value_parser!(i64).range(-1..=1 << 20))
-            .allow_negative_numbers(true)
-            .default_value("20"),
-        argument(CHAT_TEMPLATE, "FILE|TEXT", "A chat template in place of the checkpoint's: a file, or the text itself", ANSWERS),
+        argument(
+            MAX_LOGPROBS,
+            "N",
+            "The most alternatives that a request may ask for with each token; -1 for all",
+            ANSWERS,
+        )
+        .value_parser(value_parser!(i64).range(-1..=1 << 20))
+        .allow_negative_numbers(true)
+        .default_value("20"),
+        argument(
+            CHAT_TEMPLATE,
+            "FILE|TEXT",
+            "A chat template in place of the checkpoint's: a file, or the text itself",
+            ANSWERS,
+        ),
         switch(TRUST_TEMPLATE, "Let requests bring chat templates, which are programs", ANSWERS),
         switch(AUTO_TOOL_CHOICE, "Let the model decide whether it calls a tool (tool_choice auto)", ANSWERS),
-        argument(TOOL_CALL_PARSER, "FORM", "How the model writes calls of tools; by default as its template shows", ANSWERS)
-            .value_parser(PossibleValuesParser::new([LLAMA3_JSON, HERMES])),
+        argument(
+            TOOL_CALL_PARSER,
+            "FORM",
+            "How the model writes calls of tools; by default as its template shows",
+            ANSWERS,
+        )
+        .value_parser(PossibleValuesParser::new([LLAMA3_JSON, HERMES])),
         switch(REQUEST_IDS, "Give every answer an X-Request-Id, that of the request if it has one", ANSWERS),
         switch(FORCE_USAGE, "Tell the usage at the end of every stream", ANSWERS),
         switch(PROMPT_DETAILS, "Tell in the usage how many tokens of the prompt were in the prefix cache", ANSWERS),
@@ -129,15 +144,24 @@ fn of_operation() -> Vec<Arg> {
     vec![
         seconds(SHUTDOWN_TIMEOUT, "0", "How long open requests may go on after SIGTERM; 0 aborts them at once"),
         seconds(REQUEST_TIMEOUT, "0", "How long one answer may take; 0 is no bound"),
-        seconds(STEP_TIMEOUT, "60", "How long requests may run without a step before /health says that something is wrong"),
+        seconds(
+            STEP_TIMEOUT,
+            "60",
+            "How long requests may run without a step before /health says that something is wrong",
+        ),
         argument(MAX_CONNECTIONS, "N", "Connections that may be open; others wait", OPERATION)
             .value_parser(value_parser!(u32).range(1..))
             .default_value("4096"),
         argument(MAX_BODY_BYTES, "BYTES", "The longest body of a request", OPERATION)
             .value_parser(value_parser!(u32).range(1..))
             .default_value("33554432"),
-        argument(METRICS_PREFIX, "PREFIX", "What the names of metrics begin with; vllm: for boards that know vLLM's", OPERATION)
-            .default_value("allotrope:"),
+        argument(
+            METRICS_PREFIX,
+            "PREFIX",
+            "What the names of metrics begin with; vllm: for boards that know vLLM's",
+            OPERATION,
+        )
+        .default_value("allotrope:"),
         switch(DISABLE_LOG_STATS, "Leave the regular summary out of the log", OPERATION),
     ]
 }

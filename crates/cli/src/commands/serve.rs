@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use allotrope_config::environment::Environment;
@@ -157,20 +158,28 @@ fn chat_template(given: String) -> Result<String, CliError> {
 #[derive(Clone)]
 struct Progress {
     spinner: Option<ProgressBar>,
+    /// The last phase, which may come in several parts.
+    shown: Arc<Mutex<String>>,
 }
 
 impl Progress {
     fn new() -> Self {
         let spinner = io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
             let spinner = ProgressBar::new_spinner().with_style(style);
             spinner.enable_steady_tick(SPINNER_INTERVAL);
             spinner
         });
-        Progress { spinner }
+        Progress { spinner, shown: Arc::default() }
     }
 
     fn show(&self, phase: &str) {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if *shown == phase {
+            return;
+        }
+        phase.clone_into(&mut shown);
         match &self.spinner {
             Some(spinner) => spinner.set_message(phase.to_owned()),
             None => drop(output::notice(format_args!("start: {phase}"))),

@@ -18,7 +18,7 @@ pub(crate) fn model() -> PathBuf {
 /// A running `allotrope serve`. Dropping it kills it.
 pub(crate) struct Server {
     child: Child,
-    lines: mpsc::Receiver<String>,
+    lines: Option<mpsc::Receiver<String>>,
     /// Such as `http://127.0.0.1:40123`.
     pub(crate) url: String,
     /// From the start of the process to the line that says that it is ready.
@@ -50,21 +50,27 @@ impl Server {
         let (sender, lines) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Server { child, lines, url: String::new(), ready: Duration::ZERO }
+        Server { child, lines: Some(lines), url: String::new(), ready: Duration::ZERO }
     }
 
     /// Waits for a line with `words` and gives the rest of it up to a space.
     pub(crate) fn wait_for(&mut self, words: &str) -> String {
         let mut seen = Vec::new();
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) => match line.split_once(words) {
+            let next = self.lines.as_ref().map(|lines| lines.recv_timeout(PATIENCE));
+            match next {
+                Some(Ok(line)) => match line.split_once(words) {
                     Some((_, rest)) => return rest.split_whitespace().next().unwrap_or_default().to_owned(),
                     None => seen.push(line),
                 },
-                Err(_) => panic!("no line with {words:?}; it wrote:\n{}", seen.join("\n")),
+                _ => panic!("no line with {words:?}; it wrote:\n{}", seen.join("\n")),
             }
         }
+    }
+
+    /// Reads no more of what it writes: the pipe breaks with its next line.
+    pub(crate) fn close_stderr(&mut self) {
+        self.lines = None;
     }
 
     pub(crate) fn signal(&self, name: &str) {

@@ -52,6 +52,7 @@ fn request(max_tokens: usize) -> TokenRequest {
         max_tokens,
         end_tokens: Vec::new(),
         bad_words: Vec::new(),
+        grammar: None,
         priority: 0,
         cache_salt: None,
     }

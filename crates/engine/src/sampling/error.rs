@@ -1,5 +1,7 @@
 //! What can go wrong while choosing a token.
 
+use crate::structured::StructuredOutputError;
+
 /// Why sampling parameters were refused, or why no token could be chosen.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -31,4 +33,15 @@ pub enum SamplingError {
         /// The number of logits in the row.
         vocabulary: usize,
     },
+    /// A bug of the caller: the row has no such token.
+    #[error("token {token} has no logit: the row has {vocabulary}")]
+    Token {
+        /// The token id.
+        token: u32,
+        /// The number of logits in the row.
+        vocabulary: usize,
+    },
+    /// The grammar of a structured output can't say which tokens may follow.
+    #[error("the structured output can't go on: {0}")]
+    Grammar(#[from] StructuredOutputError),
 }

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::SamplingError;
+/// Below this temperature the most likely token is always taken.
+pub(super) const GREEDY_BELOW: f32 = 1e-5;
 
-/// The most stop strings one request may name.
-const MAX_STOP_STRINGS: usize = 16;
-
-/// The longest stop string, in bytes of UTF-8.
-const MAX_STOP_STRING_BYTES: usize = 1024;
+/// The lowest temperature that tokens are drawn with; the logits of a lower one would differ by too much to be told apart.
+pub(super) const LEAST_TEMPERATURE: f32 = 0.01;
 
 /// How the tokens of one request are chosen, and when its output ends. Names, meanings and defaults are vLLM's.
 ///
@@ -29,7 +27,8 @@ pub struct SamplingParams {
     /// How many answers are wanted to one prompt. 1 (the default) to 128; above 1 a temperature is needed.
     pub n: usize,
     /// Divides the logits: below 1 favours likely tokens, above 1 evens them out; 0 always takes the most likely
-    /// token (greedy). 0 to 2, by default 1.
+    /// token (greedy), and so does anything below 0.00001; what lies between that and 0.01 is raised to 0.01. 0 to 2, by
+    /// default 1.
     pub temperature: f32,
     /// Keeps the smallest set of most likely tokens whose probabilities sum to at least this much. Above 0, at most
     /// 1 (off, the default).
@@ -65,11 +64,12 @@ pub struct SamplingParams {
     pub logprobs: Option<LogprobCount>,
     /// The same for the tokens of the prompt.
     pub prompt_logprobs: Option<LogprobCount>,
-    /// Added to the logits of these tokens; clamped to -100 to 100. At most 1024 tokens.
+    /// Added to the logits of these tokens; finite, and clamped to -100 to 100. At most 1024 tokens.
     pub logit_bias: BTreeMap<u32, f32>,
-    /// The only tokens that may be chosen, if given. Not empty.
+    /// The only tokens that may be chosen, if given. Not empty, at most 1024.
     pub allowed_token_ids: Option<Vec<u32>>,
-    /// Words that the output never holds: the last token of each is masked where the tokens before it are there. At most 128.
+    /// Words that the output never holds: the last token of each is masked where the tokens before it are there. At most 128,
+    /// none empty, each of at most 1024 bytes.
     pub bad_words: Vec<String>,
     /// Leaves special tokens out of the text. On by default.
     pub skip_special_tokens: bool,
@@ -141,121 +141,8 @@ impl SamplingParams {
         Self { temperature: 0.0, ..Self::default() }
     }
 
-    /// Checks every field against its range.
-    ///
-    /// # Errors
-    ///
-    /// [`SamplingError::Parameter`] for the first field out of range; NaN and infinities always are.
-    pub fn validate(&self) -> Result<(), SamplingError> {
-        // Every comparison says what is accepted, so that NaN, which compares false, is refused.
-        check("temperature", self.temperature, (0.0..=2.0).contains(&self.temperature), "between 0 (greedy) and 2")?;
-        check("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1 (off)")?;
-        check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "between 0 (off) and 1")?;
-        check(
-            "repetition_penalty",
-            self.repetition_penalty,
-            self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite(),
-            "above 0 and finite (1 is off)",
-        )?;
-        if let Some(max_tokens) = self.max_tokens {
-            check("max_tokens", max_tokens, max_tokens >= 1, "at least 1")?;
-        }
-        self.validate_stop()
-    }
-
-    fn validate_stop(&self) -> Result<(), SamplingError> {
-        if self.stop.len() > MAX_STOP_STRINGS {
-            return Err(refused(
-                "stop",
-                format!("a list of {} strings", self.stop.len()),
-                format!("at most {MAX_STOP_STRINGS} strings"),
-            ));
-        }
-        for (position, string) in self.stop.iter().enumerate() {
-            if string.is_empty() {
-                let found = format!("empty at position {position}");
-                return Err(refused("stop", found, "made of strings that are not empty".to_owned()));
-            }
-            if string.len() > MAX_STOP_STRING_BYTES {
-                let found = format!("{} bytes long at position {position}", string.len());
-                return Err(refused(
-                    "stop",
-                    found,
-                    format!("made of strings of at most {MAX_STOP_STRING_BYTES} bytes"),
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn check(name: &'static str, found: impl ToString, accepted: bool, allowed: &str) -> Result<(), SamplingError> {
-    if accepted { Ok(()) } else { Err(refused(name, found.to_string(), allowed.to_owned())) }
-}
-
-fn refused(name: &'static str, found: String, allowed: String) -> SamplingError {
-    SamplingError::Parameter { name, found, allowed }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refused_field(params: &SamplingParams) -> Option<&'static str> {
-        match params.validate() {
-            Err(SamplingError::Parameter { name, .. }) => Some(name),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn the_defaults_and_greedy_are_accepted() {
-        assert_eq!(SamplingParams::default().validate(), Ok(()));
-        assert_eq!(SamplingParams::greedy().validate(), Ok(()));
-    }
-
-    #[test]
-    fn the_ends_of_every_range_are_accepted_and_what_lies_beyond_is_refused_by_name() {
-        type Field = (&'static str, fn(&mut SamplingParams, f32), &'static [f32], &'static [f32]);
-        const FIELDS: [Field; 4] = [
-            ("temperature", |p, v| p.temperature = v, &[0.0, -0.0, 1e-30, 2.0], &[-1e-7, 2.000_001]),
-            ("top_p", |p, v| p.top_p = v, &[1e-30, 0.5, 1.0], &[0.0, -0.1, 1.000_001]),
-            ("min_p", |p, v| p.min_p = v, &[0.0, 0.5, 1.0], &[-1e-7, 1.000_001]),
-            ("repetition_penalty", |p, v| p.repetition_penalty = v, &[1e-30, 1.0, f32::MAX], &[0.0, -1.0]),
-        ];
-        for (name, set, accepted, beyond) in FIELDS {
-            for &value in accepted {
-                let mut params = SamplingParams::default();
-                set(&mut params, value);
-                assert_eq!(params.validate(), Ok(()), "{name} = {value}");
-            }
-            for &value in beyond.iter().chain(&[f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY]) {
-                let mut params = SamplingParams::default();
-                set(&mut params, value);
-                assert_eq!(refused_field(&params), Some(name), "{name} = {value}");
-            }
-        }
-    }
-
-    #[test]
-    fn zero_max_tokens_is_refused() {
-        let params = |max_tokens| SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::default() };
-        assert_eq!(refused_field(&params(0)), Some("max_tokens"));
-        assert_eq!(params(1).validate(), Ok(()));
-        assert_eq!(params(usize::MAX).validate(), Ok(()));
-    }
-
-    #[test]
-    fn stop_strings_are_bounded_in_number_and_length_and_none_is_empty() {
-        let params = |stop| SamplingParams { stop, ..SamplingParams::default() };
-        assert_eq!(params(vec!["x".repeat(MAX_STOP_STRING_BYTES); MAX_STOP_STRINGS]).validate(), Ok(()));
-        assert_eq!(refused_field(&params(vec!["x".to_owned(); MAX_STOP_STRINGS + 1])), Some("stop"));
-        assert_eq!(refused_field(&params(vec!["x".repeat(MAX_STOP_STRING_BYTES + 1)])), Some("stop"));
-        let empty = params(vec!["x".to_owned(), String::new()]).validate();
-        assert_eq!(
-            empty.map_err(|error| error.to_string()),
-            Err("sampling parameter `stop` is empty at position 1, but must be made of strings that are not empty"
-                .to_owned())
-        );
+    /// Whether the most likely token is always taken: the temperature is too low to draw with.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature < GREEDY_BELOW
     }
 }

@@ -2,37 +2,34 @@
 
 use std::collections::HashMap;
 
-/// How often each token id occurs in the prompt and the output of one request.
+/// Where and how often a token was seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Occurrences {
+    /// How often the output holds it; 0 for a token of the prompt alone.
+    pub(super) in_output: u32,
+}
+
+/// The tokens of the prompt, and how often each token occurs in the output, of one request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct TokenCounts {
-    counts: HashMap<u32, usize>,
+pub struct TokenCounts {
+    seen: HashMap<u32, Occurrences>,
 }
 
 impl TokenCounts {
-    /// Counts one more occurrence of `token`.
-    pub(crate) fn add(&mut self, token: u32) {
-        *self.counts.entry(token).or_default() += 1;
+    /// Nothing generated yet after `prompt`.
+    pub fn of_prompt(prompt: &[u32]) -> Self {
+        TokenCounts { seen: prompt.iter().map(|&token| (token, Occurrences::default())).collect() }
     }
 
-    /// Each token that was added and how often, in no particular order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
-        self.counts.iter().map(|(&token, &count)| (token, count))
+    /// Counts one more token of the output.
+    pub fn add_output(&mut self, token: u32) {
+        let occurrences = self.seen.entry(token).or_default();
+        occurrences.in_output = occurrences.in_output.saturating_add(1);
     }
-}
 
-impl Extend<u32> for TokenCounts {
-    fn extend<I: IntoIterator<Item = u32>>(&mut self, tokens: I) {
-        for token in tokens {
-            self.add(token);
-        }
-    }
-}
-
-impl FromIterator<u32> for TokenCounts {
-    fn from_iter<I: IntoIterator<Item = u32>>(tokens: I) -> Self {
-        let mut counts = Self::default();
-        counts.extend(tokens);
-        counts
+    /// Each token of the prompt or the output, in no particular order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, Occurrences)> + '_ {
+        self.seen.iter().map(|(&token, &occurrences)| (token, occurrences))
     }
 }
 
@@ -41,11 +38,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn occurrences_are_counted_per_token() {
-        let mut counts: TokenCounts = [5, 3, 5].into_iter().collect();
-        counts.extend([5, u32::MAX]);
-        let mut counted: Vec<(u32, usize)> = counts.iter().collect();
-        counted.sort_unstable();
-        assert_eq!(counted, [(3, 1), (5, 3), (u32::MAX, 1)]);
+    fn tokens_of_the_prompt_are_known_and_those_of_the_output_counted() {
+        let mut counts = TokenCounts::of_prompt(&[5, 3, 5]);
+        [5, u32::MAX, u32::MAX].into_iter().for_each(|token| counts.add_output(token));
+        let mut seen: Vec<(u32, u32)> = counts.iter().map(|(token, seen)| (token, seen.in_output)).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [(3, 0), (5, 1), (u32::MAX, 2)]);
     }
 }
