@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use allotrope_engine::{AsyncLlm, EngineError, EngineState};
+use allotrope_engine::{AsyncLlm, EngineError, EngineState, StructuredOutputError};
 use allotrope_model::{ChatTemplate, ModelError, Tokenizer};
 use tokio::time::Instant;
 
@@ -115,6 +115,10 @@ pub(crate) fn api_error(error: EngineError) -> ApiError {
         EngineError::Submit(SubmitError::ShuttingDown) | EngineError::Failure(RequestFailure::ShuttingDown) => {
             ApiError::unavailable("it is shutting down", Some(RETRY_AFTER))
         }
+        EngineError::StructuredOutput(
+            error @ (StructuredOutputError::Refused { .. } | StructuredOutputError::Vocabulary { .. }),
+        ) => ApiError::invalid("structured_outputs", &error.to_string()),
+        EngineError::StructuredOutput(StructuredOutputError::Busy { .. }) => ApiError::overloaded(RETRY_AFTER),
         // Its path is nobody's business, what the template says is.
         EngineError::Model(ModelError::Template { problem, .. }) => {
             ApiError::invalid("messages", &format!("The chat template refuses this conversation: {problem}"))

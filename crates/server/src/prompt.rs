@@ -10,6 +10,7 @@ use crate::model::{ServedModel, api_error};
 use crate::protocol::chat::{ChatInput, ChatRequest, ToolChoice};
 use crate::protocol::completion::{CompletionPrompt, CompletionRequest};
 use crate::protocol::{ApiError, RequestOptions};
+use crate::random;
 use crate::tools;
 
 /// The most bytes that the constraints of all answers to a request may have together, as each answer holds its own.
@@ -127,15 +128,41 @@ fn check(config: &ServerConfig, options: &RequestOptions, prompts: usize) -> Res
 
 /// Adds the requests for the answers to one prompt. Gives its tokens, which the requests share.
 fn add(model: &ServedModel, options: &RequestOptions, tokens: Vec<u32>, job: &mut Job) -> Result<Arc<[u32]>, ApiError> {
-    let length = tokens.len();
-    let limit = model.context.max_model_len;
-    let made = model.llm.text().requests(&tokens, &options.sampling).map_err(|error| match error {
+    let refused = |error: EngineError| match error {
         // A truncated prompt is told as it came.
-        EngineError::PromptTooLong { .. } => ApiError::prompt_too_long(length, limit),
+        EngineError::PromptTooLong { .. } => ApiError::prompt_too_long(tokens.len(), model.context.max_model_len),
         error => api_error(error),
-    })?;
-    let first = made.first().map(|request| Arc::clone(&request.prompt)).unwrap_or_else(|| tokens.into());
+    };
+    let made = match job.requests.get(..options.sampling.n) {
+        // What is compiled for the first prompt is right for all.
+        Some(first) if options.sampling.structured_output.is_some() => {
+            for_another_prompt(model, options, &tokens, first).map_err(refused)?
+        }
+        _ => model.llm.text().requests(&tokens, &options.sampling).map_err(refused)?,
+    };
+    let shared = made.first().map(|request| Arc::clone(&request.prompt)).unwrap_or_else(|| tokens.into());
     let ours = |request| TokenRequest { priority: options.priority, cache_salt: options.cache_salt.clone(), ..request };
     job.requests.extend(made.into_iter().map(ours));
-    Ok(first)
+    Ok(shared)
+}
+
+/// The requests of one prompt, for another.
+fn for_another_prompt(
+    model: &ServedModel,
+    options: &RequestOptions,
+    tokens: &[u32],
+    requests: &[TokenRequest],
+) -> Result<Vec<TokenRequest>, EngineError> {
+    let text = model.llm.text();
+    let kept = options.sampling.truncate_prompt_tokens.map_or(tokens.len(), |last| last.min(tokens.len()));
+    let prompt: Arc<[u32]> = tokens[tokens.len() - kept..].into();
+    text.check_prompt(&prompt, 1)?;
+    let room = text.max_model_len() - prompt.len();
+    let request = |request: &TokenRequest| TokenRequest {
+        prompt: Arc::clone(&prompt),
+        seed: options.sampling.seed.unwrap_or_else(random::number),
+        max_tokens: options.sampling.max_tokens.unwrap_or(room).min(room),
+        ..request.clone()
+    };
+    Ok(requests.iter().map(request).collect())
 }

@@ -269,3 +269,16 @@ async fn watch_model(app: &Arc<App>) -> ServerError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_of_one_connection_are_passed_over_without_a_pause() {
+        // ECONNABORTED and EINTR are of one connection; EMFILE, ENFILE and ENOBUFS would come again at once.
+        for (code, is_of_one) in [(103, true), (4, true), (24, false), (23, false), (105, false)] {
+            assert_eq!(is_of_one_connection(&io::Error::from_raw_os_error(code)), is_of_one, "{code}");
+        }
+    }
+}

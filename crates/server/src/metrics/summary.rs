@@ -81,3 +81,38 @@ impl Summary {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::config::ServerConfig;
+    use allotrope_engine::{AsyncLlm, QueueLimits, TextModel, channel};
+
+    #[test]
+    fn a_line_tells_rates_and_silence_has_none() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models/tiny-chat");
+        let (client, _inbox) = channel(QueueLimits::UNLIMITED);
+        let status = std::sync::Arc::clone(client.status());
+        let config = ServerConfig::default();
+        let llm = AsyncLlm::from_parts(TextModel::open(&folder).unwrap(), client);
+        let model = ServedModel::new(llm, &config).unwrap();
+        let metrics = Metrics::new(&config).unwrap();
+        let counters = metrics.of_model(model.name());
+        let mut summary = Summary::default();
+        let ten = Duration::from_secs(10);
+        assert_eq!(summary.next_line(&metrics, &model, ten), None);
+        counters.prompt_tokens.inc_by(1000);
+        counters.generation_tokens.inc_by(55);
+        status.stepped(3, 25, 100, 8);
+        status.came(7);
+        let line = summary.next_line(&metrics, &model, ten).unwrap().to_string();
+        let expected = "prompt 100.0 tokens/s, generation 5.5 tokens/s, running 3, waiting 1, KV cache usage 25.0 %, prefix cache hit \
+                        rate 0.0 %, preemptions 0";
+        assert_eq!(line, expected);
+        status.left(7);
+        status.stepped(0, 0, 100, 0);
+        assert_eq!(summary.next_line(&metrics, &model, ten), None);
+    }
+}

@@ -76,7 +76,7 @@ fn a_small_stream_byte_for_byte() {
 #[test]
 fn several_answers_open_and_end_each_for_itself() {
     let server = TestServer::with(config(), script(says("It lives")));
-    let body = json!({"messages": hello(), "n": 3, "stream": true});
+    let body = json!({"messages": hello(), "n": 3, "temperature": 1, "stream": true});
     let events = server.post("/v1/chat/completions", &body).events();
     for index in 0..3 {
         assert_eq!(content(&events, index), "It lives");

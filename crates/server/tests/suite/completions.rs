@@ -73,7 +73,7 @@ fn prompts_times_answers_are_numbered_by_prompt_then_sample() {
     );
     let long = tokens("The city lives by the river");
     assert!(long.len() > 4);
-    let body = json!({"prompt": [[10, 11], long], "n": 2, "seed": 7, "max_tokens": 4});
+    let body = json!({"prompt": [[10, 11], long], "n": 2, "temperature": 1, "seed": 7, "max_tokens": 4});
     let reply = server.post("/v1/completions", &body).json();
     let found: Vec<_> = reply["choices"]
         .as_array()
@@ -278,7 +278,9 @@ fn bad_requests_are_refused_with_their_field() {
 #[test]
 fn salts_reach_the_engine_and_so_do_priorities_where_they_count() {
     let server = TestServer::with(ServerConfig { priority_scheduling: true, ..config() }, script(says(" city")));
-    server.post("/v1/completions", &json!({"prompt": "a", "n": 2, "priority": -3, "cache_salt": "s"})).json();
+    server
+        .post("/v1/completions", &json!({"prompt": "a", "n": 2, "temperature": 1, "priority": -3, "cache_salt": "s"}))
+        .json();
     let requests = server.engine.requests();
     assert_eq!(requests.len(), 2);
     for request in requests {

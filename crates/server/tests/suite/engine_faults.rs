@@ -55,7 +55,7 @@ fn a_client_that_only_stops_sending_has_left_too() {
 #[test]
 fn all_answers_of_a_request_are_cancelled_together() {
     let server = TestServer::with(config(), hangs_after_one());
-    let body = json!({"prompt": ["a", "b", "c"], "n": 2, "stream": true});
+    let body = json!({"prompt": ["a", "b", "c"], "n": 2, "temperature": 1, "stream": true});
     let mut client = Request::post("/v1/completions", &body.to_string()).open(server.address);
     read_until(&mut client, "city");
     until("all arrive", || server.engine.requests().len() == 6);

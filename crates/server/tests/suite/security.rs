@@ -148,6 +148,16 @@ fn constraints_that_blow_up_are_refused() {
         let body = json!({"prompt": "a", "structured_outputs": {"json": schema}});
         server.post("/v1/completions", &body).error(400);
     }
+    for wrong in [
+        json!({"regex": "(a"}),
+        json!({"grammar": "start: nothing"}),
+        json!({"json": {"type": 5}}),
+        json!({"json": {"$ref": "#/nowhere"}}),
+        json!({"json": {"$ref": "http://169.254.169.254/schema"}}),
+    ] {
+        let reply = server.post("/v1/completions", &json!({"prompt": "a", "structured_outputs": &wrong}));
+        assert_eq!(reply.status, 400, "{wrong}: {}", reply.body);
+    }
     let pattern = format!("a{{{}}}", "1".repeat(2 << 20));
     server.post("/v1/completions", &json!({"prompt": "a", "structured_outputs": {"regex": pattern}})).error(400);
     let schema = json!({"enum": ["x".repeat(200_000)]});
@@ -167,4 +177,21 @@ fn a_proxys_path_is_taken_away_and_nothing_else() {
     assert_eq!(models.send(server.address).status, 200);
     let twice = Request::get("/llm/llm/v1/models").header("authorization: Bearer key");
     assert_eq!(twice.send(server.address).status, 404);
+}
+
+#[test]
+fn what_is_compiled_for_a_request_is_shared_by_its_prompts() {
+    let server = TestServer::start();
+    let body = json!({"prompt": ["a", "b", "c"], "n": 2, "temperature": 1, "max_tokens": 3, "structured_outputs": {"regex": "(a*)*b"}});
+    let reply = server.post("/v1/completions", &body).json();
+    assert_eq!(reply["choices"].as_array().unwrap().len(), 6, "{reply}");
+    let requests = server.engine.requests();
+    assert!(requests.iter().all(|request| request.grammar.is_some() && request.max_tokens == 3));
+    let prompts: std::collections::BTreeSet<Vec<u32>> =
+        requests.iter().map(|request| request.prompt.to_vec()).collect();
+    assert_eq!(prompts.len(), 3);
+    let mut seeds: Vec<u64> = requests.iter().map(|request| request.seed).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
+    assert_eq!(seeds.len(), 6, "each answer draws differently");
 }

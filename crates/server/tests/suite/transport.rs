@@ -184,7 +184,7 @@ fn a_client_that_reads_nothing_is_dropped_and_its_request_with_it() {
     let mut steps = vec![Step::Token(city); 1000];
     steps.push(Step::Hang);
     let server = TestServer::with(config, script(steps));
-    let body = json!({"prompt": "a", "n": 32, "max_tokens": 1000, "stream": true, "logprobs": 20, "ignore_eos": true});
+    let body = json!({"prompt": "a", "n": 32, "temperature": 1, "max_tokens": 1000, "stream": true, "logprobs": 20, "ignore_eos": true});
     let mut client = Request::post("/v1/completions", &body.to_string()).open(server.address);
     let mut byte = [0; 1];
     client.read_exact(&mut byte).unwrap();
