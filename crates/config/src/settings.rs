@@ -410,7 +410,7 @@ settings_group! {
         /// Requests of a server that may wait; more are refused until some have begun.
         max_num_queued_reqs: usize = MAX_NUM_QUEUED_REQS {
             kind: count(1, 1 << 20),
-            default: Rule::Constant(2048),
+            default: Rule::Constant(8192),
             forced: None,
             limit: None,
             flag: Flag::Value { long: "max-num-queued-reqs", aliases: &[], short: None },

@@ -14,8 +14,8 @@ use crate::request::{FinishReason, TokenRequest};
 use crate::sampling::{SamplingError, TokenLogprobs};
 use crate::status::{EngineState, EngineStatus};
 
-/// Submissions that may lie between two steps.
-const MAILBOX: usize = 1024;
+/// Submissions that may lie between two steps; room for all answers that one request may ask for, several times over.
+const MAILBOX: usize = 1 << 14;
 
 /// What bounds the requests that wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

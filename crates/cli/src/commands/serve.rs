@@ -18,6 +18,9 @@ use crate::arguments::serve as flags;
 use crate::error::CliError;
 use crate::{model, output};
 
+/// Why the engine refused the model, for the exit status.
+type Refusal = Arc<Mutex<Option<CliError>>>;
+
 /// Threads that speak with clients; the others compute.
 const WORKERS: usize = 2;
 /// How often the spinner turns.
@@ -43,10 +46,15 @@ pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
         let progress = Progress::new();
         let observer = progress.clone();
         let builder = model::builder(matches, options, started).on_phase(move |phase| observer.show(phase));
-        let load = move || present(builder.build_async(), &progress, &handle, &address);
+        let refusal: Refusal = Arc::default();
+        let teller = Arc::clone(&refusal);
+        let load = move || present(builder.build_async(), &progress, &handle, &address, &teller);
         let loader = std::thread::Builder::new().name("load".into()).spawn(load);
         loader.map_err(|error| CliError::Failure(format!("starting the thread that loads the model: {error}")))?;
-        server.run().await.map_err(refused)
+        let ended = server.run().await.map_err(refused);
+        // What the engine said of the model has a status of its own, and the server knows only its words.
+        let refusal = refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        ended.map_err(|error| refusal.unwrap_or(error))
     })
 }
 
@@ -57,13 +65,23 @@ fn says_priority(options: &Options) -> bool {
 }
 
 /// Hands a loaded model to the server and tells of the start, the address last; or why there is none.
-fn present(loaded: Result<AsyncLlm, EngineError>, progress: &Progress, handle: &ServerHandle, address: &str) {
+fn present(
+    loaded: Result<AsyncLlm, EngineError>,
+    progress: &Progress,
+    handle: &ServerHandle,
+    address: &str,
+    refusal: &Refusal,
+) {
     progress.clear();
     let llm = match loaded {
         Ok(llm) => llm,
-        Err(error) => return handle.fail(&error.to_string()),
+        Err(error) => {
+            let message = error.to_string();
+            *refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.into());
+            return handle.fail(&message);
+        }
     };
-    let text = llm.info().map(|info| summary(info)).unwrap_or_default();
+    let text = llm.info().map(summary).unwrap_or_default();
     // A template that can't be used ends the server, which says why.
     if handle.set_model(llm).is_ok() {
         let _ = output::notice(format_args!("{text}ready at {address}"));
