@@ -42,7 +42,7 @@ fn prompts(random: &mut Random, vocabulary: usize) -> Vec<Prompt> {
     let beginning = tokens(24);
     let lengths = tokens(2 * SEQUENCES);
     let prompt = |index: usize| {
-        let shared = if index % 2 == 0 { lengths[2 * index] as usize % 24 } else { 0 };
+        let shared = if index.is_multiple_of(2) { lengths[2 * index] as usize % 24 } else { 0 };
         let own = 1 + lengths[2 * index + 1] as usize % 20;
         Prompt::Tokens([&beginning[..shared], &tokens(own)].concat())
     };

@@ -107,6 +107,9 @@ fn an_address_that_cannot_be_had_is_an_error_before_the_model_is_loaded() {
     let output = output.unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().contains("/no/such/model"));
+    let (status, stderr) = run(&["--port", "0", "--device", "cpu", "--max-model-len", "99999999"]);
+    assert_eq!(status, Some(2), "{stderr}");
+    assert!(stderr.contains("max_model_len"), "{stderr}");
 }
 
 #[test]

@@ -26,10 +26,10 @@ struct Tally {
 fn body(prompt: usize, stream: bool) -> Value {
     // Half of the prompts begin alike, so that the prefix cache has something to share.
     let beginning =
-        if prompt % 2 == 0 { "Once upon a time there was a fox named Ida who lived in the woods. " } else { "" };
+        if prompt.is_multiple_of(2) { "Once upon a time there was a fox named Ida who lived in the woods. " } else { "" };
     let text = format!("{beginning}What is {} + {}?", prompt % 10, prompt / 10);
     json!({
-        "prompt": text, "max_tokens": 8 + prompt, "temperature": if prompt % 3 == 0 { 1.0 } else { 0.0 }, "seed": prompt,
+        "prompt": text, "max_tokens": 8 + prompt, "temperature": if prompt.is_multiple_of(3) { 1.0 } else { 0.0 }, "seed": prompt,
         "ignore_eos": true, "stream": stream,
     })
 }
@@ -82,7 +82,7 @@ async fn nothing_is_lost_wrong_or_left_behind() {
             tokio::spawn(async move {
                 while next.fetch_add(1, Relaxed) < part {
                     let prompt = (random.next_u64() % PROMPTS as u64) as usize;
-                    let cancel = (random.next_u64() % 3 == 0).then(|| (random.next_u64() % 4000) as usize);
+                    let cancel = random.next_u64().is_multiple_of(3).then(|| (random.next_u64() % 4000) as usize);
                     let found = match random.next_u64() % 4 {
                         0 => Some(answer(&client, &url, prompt).await),
                         _ => stream(&client, &url, prompt, cancel).await,
