@@ -3,17 +3,18 @@
 use std::time::{Duration, Instant};
 
 use crate::error::TaskError;
-use crate::{docs, kernels, tidy, workspace};
+use crate::{clients, docs, kernels, tidy, workspace};
 
 type Step = (&'static str, fn() -> Result<(), TaskError>);
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     ("format", || workspace::run("cargo", &["fmt", "--all", "--check"])),
     ("tidy", tidy::run),
     ("kernels", kernels::check_repository),
     ("clippy", || workspace::run("cargo", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])),
     ("docs", || docs::run(&docs::Options { check: true })),
     ("test", || workspace::run("cargo", &["test", "--workspace"])),
+    ("clients", clients::run),
 ];
 
 /// Runs the steps until one fails.

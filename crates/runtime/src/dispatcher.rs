@@ -18,6 +18,10 @@ pub struct Dispatcher {
 pub struct DispatchCounts {
     /// Steps by how they ran and why.
     pub steps: BTreeMap<(&'static str, &'static str), u64>,
+    /// Tokens that were run from recordings.
+    pub recorded_tokens: u64,
+    /// Tokens that the recordings were made for beyond those. What they cost depends on the device.
+    pub padding_tokens: u64,
 }
 
 impl DispatchCounts {
@@ -129,8 +133,13 @@ impl Dispatcher {
         })
     }
 
-    /// Counts a step that runs as was chosen.
-    pub fn count(&mut self, decision: Decision) {
+    /// Counts a step of so many tokens that runs as was chosen.
+    pub fn count(&mut self, decision: Decision, tokens: usize) {
+        if decision.mode != RuntimeMode::None {
+            let size = self.capture_sizes.get(decision.size).copied().unwrap_or(tokens);
+            self.counts.recorded_tokens += tokens as u64;
+            self.counts.padding_tokens += size.saturating_sub(tokens) as u64;
+        }
         *self.counts.steps.entry((label(decision.mode), decision.reason)).or_default() += 1;
     }
 }
@@ -155,7 +164,7 @@ mod tests {
     /// Decides with all recordings there.
     fn decide(dispatcher: &mut Dispatcher, uniform: bool, tokens: usize) -> Decision {
         let decision = dispatcher.choose(uniform, tokens, |_, _| Standing { runs: true, lack: None });
-        dispatcher.count(decision);
+        dispatcher.count(decision, tokens);
         decision
     }
 
@@ -214,5 +223,8 @@ mod tests {
             let decision = decide(&mut dispatcher, true, tokens);
             assert_eq!(dispatcher.capture_sizes()[decision.size], size);
         }
+        decide(&mut dispatcher, true, 9);
+        let counts = dispatcher.counts();
+        assert_eq!((counts.recorded_tokens, counts.padding_tokens), (1 + 2 + 3 + 4 + 5 + 8, 1 + 3));
     }
 }

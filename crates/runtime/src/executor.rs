@@ -281,7 +281,7 @@ impl<D: Device> Executor<D> {
             let standing = |mode, size| recordings.standing(plan, mode, &needed(size));
             let decision = self.dispatcher.choose(uniform, sizes.tokens, standing);
             if !recordings.make_missing(&mut self.device, plan, decision.mode, &needed(decision.size))? {
-                self.dispatcher.count(decision);
+                self.dispatcher.count(decision, sizes.tokens);
                 return Ok(decision);
             }
         }

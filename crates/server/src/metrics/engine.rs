@@ -48,6 +48,9 @@ fn write_statistics(out: &mut Exposition<'_>, statistics: &Statistics) {
         "Tokens that the device chose by itself.",
         throughput.tokens_sampled_on_device,
     );
+    let dispatch = &statistics.dispatch;
+    count("graph_recorded_tokens_total", "Tokens that were run from recordings.", dispatch.recorded_tokens);
+    count("graph_padding_tokens_total", "Tokens that these recordings were made for beyond.", dispatch.padding_tokens);
     count("late_captures_total", "Recordings made after the model was ready.", statistics.late_captures);
     let mut seconds = |name, help, time: std::time::Duration| out.single(COUNTER, name, help, time.as_secs_f64());
     seconds("prefill_seconds_total", "Time of steps that held part of a prompt.", throughput.prefill_time);
