@@ -4,18 +4,33 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, header};
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 
 use crate::protocol::ApiError;
-use crate::state::App;
+use crate::state::{App, BodyRoom};
+
+/// A body that was read. It counts among those that are held until it is dropped, which is when it was parsed.
+#[derive(Debug)]
+pub(crate) struct ReadBody {
+    bytes: BytesMut,
+    room: BodyRoom,
+}
+
+impl std::ops::Deref for ReadBody {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
 
 /// Reads a body that is JSON.
 ///
 /// # Errors
 /// 415 if it is said to be something else, 413 if it is too large, 408 if it takes too long, and 503 if too many bodies are read.
-pub(crate) async fn read_json(app: &Arc<App>, request: Request<Body>) -> Result<Bytes, ApiError> {
+pub(crate) async fn read_json(app: &Arc<App>, request: Request<Body>) -> Result<ReadBody, ApiError> {
     check_headers(request.headers())?;
     let limits = &app.config.limits;
     let body = request.into_body();
@@ -27,11 +42,9 @@ pub(crate) async fn read_json(app: &Arc<App>, request: Request<Body>) -> Result<
     collected.unwrap_or_else(|_| Err(ApiError::request_timeout()))
 }
 
-async fn collect(app: &Arc<App>, mut body: Body) -> Result<Bytes, ApiError> {
+async fn collect(app: &Arc<App>, mut body: Body) -> Result<ReadBody, ApiError> {
     let limit = app.config.limits.body_bytes;
-    let mut bytes = BytesMut::new();
-    // Room counts what is being read; once a body is whole, its request is bounded by the requests that are prepared.
-    let mut room = app.body_room();
+    let mut read = ReadBody { bytes: BytesMut::new(), room: app.body_room() };
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             tracing::debug!("reading a body: {error}");
@@ -39,13 +52,13 @@ async fn collect(app: &Arc<App>, mut body: Body) -> Result<Bytes, ApiError> {
         })?;
         // Trailers say nothing to us.
         let Ok(data) = frame.into_data() else { continue };
-        if bytes.len().saturating_add(data.len()) > limit {
+        if read.bytes.len().saturating_add(data.len()) > limit {
             return Err(ApiError::payload_too_large(limit));
         }
-        room.grow(data.len())?;
-        bytes.extend_from_slice(&data);
+        read.room.grow(data.len())?;
+        read.bytes.extend_from_slice(&data);
     }
-    Ok(bytes.freeze())
+    Ok(read)
 }
 
 fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {

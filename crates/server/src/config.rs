@@ -16,7 +16,7 @@ const MAX_METRICS_PREFIX: usize = 64;
 pub struct HttpLimits {
     /// The most bytes of a request body; more is answered with 413.
     pub body_bytes: usize,
-    /// The most bytes of all bodies that are being read at one time; a request that finds no room is answered with 503.
+    /// The most bytes of all bodies that are read, or wait to be parsed, at one time; a request that finds no room is answered with 503.
     pub total_body_bytes: usize,
     /// The most bytes of a request's line and headers; more is answered with 431.
     pub header_bytes: usize,

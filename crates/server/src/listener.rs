@@ -160,6 +160,17 @@ mod tests {
     }
 
     #[test]
+    fn both_spellings_of_an_address_of_version_6_are_taken() {
+        for host in ["::1", "[::1]"] {
+            match bind(host, 0) {
+                Ok(listener) => assert!(listener.address().starts_with("http://[::1]:"), "{}", listener.address()),
+                // Not every machine has one.
+                Err(error) => assert!(error.to_string().contains("[::1]:0"), "{error}"),
+            }
+        }
+    }
+
+    #[test]
     fn a_public_address_needs_a_key_or_a_word() {
         for host in ["0.0.0.0", "::", "[::]", "::ffff:0.0.0.0"] {
             let error = bind(host, 0).unwrap_err();

@@ -5,14 +5,31 @@ use std::collections::BTreeMap;
 use allotrope_engine::TokenLogprobs;
 use allotrope_model::Tokenizer;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
+
 use crate::protocol::logprobs::{PromptLogprob, ScoredPosition, ScoredToken};
+
+/// Tokens whose texts take so long to find that others should not wait for it: some milliseconds.
+const MANY: usize = 4096;
+
+/// Does work over so many tokens, out of the way of other requests where there are many.
+pub(crate) fn over<T>(tokens: usize, work: impl FnOnce() -> T) -> T {
+    let can_step_aside =
+        || Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if tokens > MANY && can_step_aside() { tokio::task::block_in_place(work) } else { work() }
+}
+
+/// How many tokens the positions of a prompt name.
+pub(crate) fn count(found: &[Option<TokenLogprobs>]) -> usize {
+    found.iter().map(|found| 1 + found.as_ref().map_or(0, |found| found.top.len())).sum()
+}
 
 /// A position of an answer or a prompt.
 pub(crate) fn position(tokenizer: &Tokenizer, found: &TokenLogprobs) -> ScoredPosition {
-    ScoredPosition {
+    over(found.top.len(), || ScoredPosition {
         chosen: token(tokenizer, found.token, found.logprob),
         top: found.top.iter().map(|(id, logprob)| token(tokenizer, *id, *logprob)).collect(),
-    }
+    })
 }
 
 /// The text of a token by itself. Where it is not whole, its characters are marks in place of what is missing.
@@ -39,5 +56,5 @@ pub(crate) fn of_prompt(
         map.extend([entry(found.token, found.logprob, found.rank as usize)]);
         map
     };
-    found.iter().map(|found| found.as_ref().map(position)).collect()
+    over(count(found), || found.iter().map(|found| found.as_ref().map(position)).collect())
 }

@@ -34,6 +34,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         let work = Arc::clone(&app);
         work.prepare(move || {
             let request = ChatRequest::parse(&body, &model.context)?;
+            drop(body);
             let job = prompt::of_chat(&model, &app.config, &request)?;
             Ok((request, job))
         })

@@ -28,6 +28,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         let work = Arc::clone(&app);
         work.prepare(move || {
             let request = CompletionRequest::parse(&body, &model.context)?;
+            drop(body);
             let job = prompt::of_completion(&model, &app.config, &request)?;
             Ok((request, job))
         })
@@ -178,12 +179,15 @@ impl Pending {
             return;
         }
         let logprobs = choice.logprobs.get_or_insert_default();
-        for (token, found) in prompt.tokens.iter().zip(found) {
-            match found {
-                Some(found) => logprobs.push(0, &scores::position(tokenizer, found)),
-                None => logprobs.push_first_of_prompt(scores::text(tokenizer, *token)),
+        let add = |logprobs: &mut CompletionLogprobs| {
+            for (token, found) in prompt.tokens.iter().zip(found) {
+                match found {
+                    Some(found) => logprobs.push(0, &scores::position(tokenizer, found)),
+                    None => logprobs.push_first_of_prompt(scores::text(tokenizer, *token)),
+                }
             }
-        }
+        };
+        scores::over(scores::count(found), || add(logprobs));
     }
 }
 

@@ -287,3 +287,21 @@ fn salts_reach_the_engine_and_so_do_priorities_where_they_count() {
         assert_eq!((request.priority, request.cache_salt.as_deref()), (-3, Some("s")));
     }
 }
+
+#[test]
+fn probabilities_of_a_long_prompt_come_whole() {
+    let server = TestServer::with(config(), script(says(" city")));
+    let prompt: Vec<u32> = (0..1000).map(|place| 10 + place % 900).collect();
+    for echo in [false, true] {
+        let mut body = json!({"prompt": prompt, "prompt_logprobs": 20, "logprobs": 20, "echo": echo, "max_tokens": 1});
+        let choice = server.post("/v1/completions", &body).json()["choices"][0].clone();
+        match echo {
+            true => assert_eq!(choice["logprobs"]["tokens"].as_array().unwrap().len(), 1001),
+            false => assert_eq!(choice["prompt_logprobs"].as_array().unwrap().len(), 1000),
+        }
+        body["stream"] = json!(true);
+        if !echo {
+            assert!(server.post("/v1/completions", &body).error(400).contains("prompt_logprobs"));
+        }
+    }
+}

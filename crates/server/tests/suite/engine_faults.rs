@@ -86,20 +86,34 @@ fn a_failure_after_it_is_an_event() {
     assert!(metrics.contains("finished_reason=\"error\",model_name=\"tiny\"} 2"), "{metrics}");
 }
 
+fn dies_when_let() -> engine::Script {
+    script(vec![city(), Step::Gate, Step::Die("Xid 79 at 0x7f00".to_owned())])
+}
+
 #[test]
-fn a_dead_engine_ends_streams_with_an_error_and_the_server_too() {
-    let grace = Some(Duration::from_millis(1500));
-    let config = ServerConfig { engine_death_grace: grace, ..config() };
-    let die = script(vec![city(), Step::Gate, Step::Die("Xid 79 at 0x7f00".to_owned())]);
-    let server = TestServer::with(config, die);
+fn a_dead_engine_ends_streams_with_an_error_and_is_not_healthy() {
+    let server = TestServer::with(ServerConfig { engine_death_grace: None, ..config() }, dies_when_let());
     let mut first = ask(true).open(server.address);
+    let mut second = ask(false).open(server.address);
     read_until(&mut first, "city");
-    server.engine.pass(1);
+    until("both arrive", || server.engine.requests().len() == 2);
+    server.engine.pass(2);
     let rest = read_all(&mut first);
     assert!(rest.contains("\"code\":500") && rest.contains("data: [DONE]") && !rest.contains("Xid"), "{rest}");
+    Reply::read_to_end(&mut second).error(500);
     assert!(server.get("/health").error(503).contains("engine has stopped"));
     assert_eq!(server.get("/ready").status, 503);
     assert!(!ask(false).send(server.address).error(500).contains("Xid"));
+}
+
+#[test]
+fn a_server_ends_with_its_engine_for_someone_to_start_both_anew() {
+    let config = ServerConfig { engine_death_grace: Some(Duration::ZERO), ..config() };
+    let server = TestServer::with(config, dies_when_let());
+    let mut client = ask(true).open(server.address);
+    read_until(&mut client, "city");
+    server.engine.pass(1);
+    assert!(read_all(&mut client).contains("data: [DONE]"), "what was open is told first");
     match server.join() {
         Err(ServerError::EngineDead(reason)) => assert!(reason.contains("Xid 79"), "the log is told: {reason}"),
         other => panic!("{other:?}"),
@@ -147,7 +161,7 @@ fn more_requests_than_may_wait_are_told_to_come_again() {
 #[test]
 fn a_request_has_only_so_much_time() {
     let mut config = config();
-    config.limits.request_time = Some(Duration::from_millis(300));
+    config.limits.request_time = Some(Duration::from_millis(1500));
     let server = TestServer::with(config, hangs_after_one());
     let events = ask(true).send(server.address).events();
     assert_eq!(events.last().unwrap()["error"]["code"], 503);
