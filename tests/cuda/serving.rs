@@ -25,8 +25,9 @@ fn builder(level: OptimizationLevel, budget: usize, blocks: usize) -> LlmBuilder
 
 fn prompts() -> Vec<Prompt> {
     // All begin alike, with different ends.
-    let prompt =
-        |number: u32| (0..6).map(|place| 30 + 5 * place).chain((0..2 + number).map(move |place| 90 + 7 * place + number));
+    let prompt = |number: u32| {
+        (0..6).map(|place| 30 + 5 * place).chain((0..2 + number).map(move |place| 90 + 7 * place + number))
+    };
     (0..4).map(|number| Prompt::Tokens(prompt(number).collect())).collect()
 }
 

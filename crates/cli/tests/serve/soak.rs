@@ -25,8 +25,11 @@ struct Tally {
 
 fn body(prompt: usize, stream: bool) -> Value {
     // Half of the prompts begin alike, so that the prefix cache has something to share.
-    let beginning =
-        if prompt.is_multiple_of(2) { "Once upon a time there was a fox named Ida who lived in the woods. " } else { "" };
+    let beginning = if prompt.is_multiple_of(2) {
+        "Once upon a time there was a fox named Ida who lived in the woods. "
+    } else {
+        ""
+    };
     let text = format!("{beginning}What is {} + {}?", prompt % 10, prompt / 10);
     json!({
         "prompt": text, "max_tokens": 8 + prompt, "temperature": if prompt.is_multiple_of(3) { 1.0 } else { 0.0 }, "seed": prompt,

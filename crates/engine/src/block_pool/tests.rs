@@ -1,3 +1,5 @@
+//! Tests of the block pool: nothing leaks, and blocks are shared by what they hold alone.
+
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::HashMap;

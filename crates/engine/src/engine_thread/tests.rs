@@ -1,3 +1,5 @@
+//! Tests of the engine on its thread: what ends it, and who hears of it.
+
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! Tests of the scheduler's rules, one by one and under random traffic.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::collections::{HashMap, HashSet};
