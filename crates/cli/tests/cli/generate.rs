@@ -184,7 +184,7 @@ fn a_reader_that_leaves_ends_the_program_quietly() {
 #[test]
 fn a_prompt_longer_than_the_context_is_refused() {
     let message = generate(&["--max-model-len", "16", "Tell me a story about a fox named Ida."]).failed(1);
-    assert!(message.contains("context holds 16") && message.contains("model.max_model_len"), "{message}");
+    assert!(message.contains("maximum context length is 16") && message.contains("model.max_model_len"), "{message}");
 }
 
 #[test]
