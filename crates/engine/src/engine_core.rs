@@ -1,10 +1,12 @@
 //! The engine core: token ids in, token ids out. One step at a time, it schedules, runs the executor and samples.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use allotrope_graph::StepInputs;
 use allotrope_runtime::{Device, Executor, RowSampling};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::block_pool::{BlockPool, BlockPoolError};
 use crate::client::{RequestFailure, TokenEvent};
@@ -74,13 +76,62 @@ struct Row {
     prompt_position: Option<usize>,
 }
 
+/// Logits of a step from which on threads share the work of sampling: below, waking them takes longer. Tests always share.
+const WORTH_SHARING: usize = if cfg!(test) { 1 } else { 1 << 18 };
+
+/// What is to be done with a row of logits.
+enum RowTask<'a> {
+    /// The device has chosen this token.
+    Chosen(u32),
+    /// Choose a token, or take the probability of a token of the prompt, of which the position is given.
+    Logits { logits: &'a [f32], token_of_prompt: Option<(u32, usize)> },
+}
+
+/// The rows of one sequence, in order. Sequences do not depend on each other, so threads share them.
+struct SampleJob<'a> {
+    place: usize,
+    id: SequenceId,
+    live: Box<Live>,
+    rows: Vec<RowTask<'a>>,
+}
+
+/// A sequence after its rows: its next token, if one was to be chosen.
+struct SampleDone {
+    place: usize,
+    id: SequenceId,
+    live: Box<Live>,
+    event: Option<TokenEvent>,
+}
+
+impl SampleJob<'_> {
+    /// Does what is to be done, on any thread.
+    fn run(self) -> SampleDone {
+        thread_local! {
+            static SCRATCH: RefCell<SamplingScratch> = RefCell::default();
+        }
+        let SampleJob { place, id, mut live, rows } = self;
+        let mut event = None;
+        for row in rows {
+            match row {
+                RowTask::Chosen(token) => event = Some(Ok(live.take(token, None))),
+                RowTask::Logits { logits, token_of_prompt: Some((token, position)) } => {
+                    live.take_prompt_row(logits, token, position);
+                }
+                RowTask::Logits { logits, token_of_prompt: None } => {
+                    event = Some(SCRATCH.with_borrow_mut(|scratch| live.choose(logits, scratch)));
+                }
+            }
+        }
+        SampleDone { place, id, live, event }
+    }
+}
+
 pub(crate) struct EngineCore<D: Device> {
     executor: Executor<D>,
     scheduler: Scheduler,
-    live: HashMap<SequenceId, Live>,
+    live: HashMap<SequenceId, Box<Live>>,
     inputs: StepInputs,
     rows: Vec<Row>,
-    scratch: SamplingScratch,
     vocabulary: usize,
     block_size: usize,
     next_id: u64,
@@ -97,7 +148,6 @@ impl<D: Device> EngineCore<D> {
             live: HashMap::new(),
             inputs: StepInputs::default(),
             rows: Vec::new(),
-            scratch: SamplingScratch::default(),
             vocabulary: options.vocabulary,
             block_size: options.cache.block_size,
             next_id: 0,
@@ -150,7 +200,7 @@ impl<D: Device> EngineCore<D> {
             salt: request.cache_salt.clone(),
             wants_prompt_rows: request.params.prompt_logprobs.is_some(),
         };
-        self.live.insert(id, Live::new(request, arrived));
+        self.live.insert(id, Box::new(Live::new(request, arrived)));
         self.scheduler.add(id, new);
         id
     }
@@ -231,27 +281,39 @@ impl<D: Device> EngineCore<D> {
         let end = chosen.iter().rposition(is_open).map_or(first, |last| last + 1);
         let logits = if first < end { self.executor.logits(first..end)? } else { &[] };
         let started = Instant::now();
-        let mut produced = Vec::with_capacity(self.rows.len());
+        let running = self.scheduler.running();
+        let mut jobs: Vec<SampleJob<'_>> = Vec::with_capacity(self.rows.len());
         for (index, (row, chosen)) in self.rows.iter().zip(chosen).enumerate() {
-            let sequence = &self.scheduler.running()[row.place];
-            let Some(live) = self.live.get_mut(&sequence.id) else { continue };
-            let event = match (chosen, row.prompt_position) {
+            let sequence = &running[row.place];
+            if jobs.last().is_none_or(|job| job.place != row.place) {
+                // Taken out while threads work on it.
+                let Some(live) = self.live.remove(&sequence.id) else { continue };
+                jobs.push(SampleJob { place: row.place, id: sequence.id, live, rows: Vec::new() });
+            }
+            let token_of_prompt = row.prompt_position.map(|position| (sequence.tokens[position], position));
+            let row = match (chosen, token_of_prompt) {
                 (Some(token), _) => {
                     self.throughput.tokens_sampled_on_device += 1;
-                    Ok(live.take(token, None))
+                    RowTask::Chosen(token)
                 }
-                (None, position) => {
+                (None, token_of_prompt) => {
                     let logits = &logits[(index - first) * self.vocabulary..][..self.vocabulary];
-                    match position {
-                        Some(position) => {
-                            live.take_prompt_row(logits, sequence.tokens[position], position);
-                            continue;
-                        }
-                        None => live.choose(logits, &mut self.scratch),
-                    }
+                    RowTask::Logits { logits, token_of_prompt }
                 }
             };
-            produced.push((row.place, Produced { id: sequence.id, event }));
+            if let Some(job) = jobs.last_mut() {
+                job.rows.push(row);
+            }
+        }
+        let done: Vec<SampleDone> = if jobs.len() > 1 && (end - first) * self.vocabulary >= WORTH_SHARING {
+            jobs.into_par_iter().map(SampleJob::run).collect()
+        } else {
+            jobs.into_iter().map(SampleJob::run).collect()
+        };
+        let mut produced = Vec::with_capacity(done.len());
+        for SampleDone { place, id, live, event } in done {
+            self.live.insert(id, live);
+            produced.extend(event.map(|event| (place, Produced { id, event })));
         }
         self.throughput.sampling_time += started.elapsed();
         Ok(produced)
@@ -348,11 +410,12 @@ impl<D: Device> EngineCore<D> {
             run(index * chunk, part, &mut prompt_logits)?;
         }
         let mut greedy = Sampler::new(&SamplingParams::greedy(), 0)?;
+        let mut scratch = SamplingScratch::default();
         let mut last = prompt_logits[prompt_logits.len() - vocabulary..].to_vec();
         for step in 0..new_tokens {
             step_logits.extend_from_slice(&last);
             let context = SamplingContext { seen: &TokenCounts::default(), output: &[], grammar: None };
-            let token = greedy.sample(&last, &mut self.scratch, context)?.token;
+            let token = greedy.sample(&last, &mut scratch, context)?.token;
             picked.push(token);
             if step + 1 < new_tokens {
                 last.clear();
@@ -365,4 +428,41 @@ impl<D: Device> EngineCore<D> {
 
 fn books(error: BlockPoolError) -> EngineError {
     EngineError::Request(format!("the KV block pool's books are wrong: {error} (this is a bug in Allotrope)"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use std::path::Path;
+
+    use crate::llm::Llm;
+    use crate::request::Prompt;
+    use crate::sampling::{LogprobCount, SamplingParams};
+
+    #[test]
+    fn threads_that_share_the_sampling_choose_what_one_chooses() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models/tiny-chat");
+        let mut llm = Llm::builder(folder).set("device", "cpu").unwrap().build().unwrap();
+        let request = |number: u32| {
+            let params = SamplingParams {
+                temperature: 1.5,
+                top_p: 0.95,
+                seed: Some(u64::from(number)),
+                max_tokens: Some(12),
+                ignore_eos: true,
+                logprobs: Some(LogprobCount::Top(2)),
+                prompt_logprobs: number.is_multiple_of(3).then_some(LogprobCount::Top(1)),
+                ..SamplingParams::default()
+            };
+            (Prompt::Tokens((number..number + 9).collect()), params)
+        };
+        let requests: Vec<_> = (5..25).map(request).collect();
+        let together = llm.generate_each(&requests).unwrap();
+        for (request, together) in requests.into_iter().zip(together) {
+            let alone = llm.generate_each(&[request]).unwrap().remove(0);
+            assert_eq!((alone.tokens, alone.logprobs), (together.tokens, together.logprobs));
+            assert_eq!(alone.prompt_logprobs, together.prompt_logprobs);
+        }
+    }
 }
