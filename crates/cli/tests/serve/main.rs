@@ -3,5 +3,6 @@
 
 mod documents;
 mod faults;
+mod gpu_faults;
 mod process;
 mod soak;

@@ -28,7 +28,12 @@ pub(crate) struct Server {
 impl Server {
     /// Starts a server of tiny-chat on a free port and waits until it is ready.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let mut server = Self::spawn(arguments);
+        Self::start_with(&[&["--device", "cpu"], arguments].concat(), |_| {})
+    }
+
+    /// The same with a command that was changed, on any device.
+    pub(crate) fn start_with(arguments: &[&str], change: impl FnOnce(&mut Command)) -> Self {
+        let mut server = Self::spawn(arguments, change);
         let started = Instant::now();
         server.url = server.wait_for("ready at ");
         server.ready = started.elapsed();
@@ -36,17 +41,18 @@ impl Server {
     }
 
     /// Starts one and waits for nothing.
-    pub(crate) fn spawn(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_allotrope"))
+    fn spawn(arguments: &[&str], change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_allotrope"));
+        command
             .arg("serve")
             .arg(model())
-            .args(["--device", "cpu", "--port", "0"])
+            .args(["--port", "0"])
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        change(&mut command);
+        let mut child = command.spawn().unwrap();
         let (sender, lines) = mpsc::channel();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
