@@ -59,6 +59,26 @@ impl GuardedStream {
         self.timed_out
     }
 
+    /// Begins to wait for the next request, where the last has just ended.
+    fn note_end(&mut self) {
+        let ended = self.activity.ended();
+        if self.activity.is_idle() && ended != self.ended {
+            self.ended = ended;
+            self.awaited = Awaited::Request;
+            self.read_deadline.as_mut().reset(Instant::now() + self.keep_alive);
+        }
+    }
+
+    /// All that was written is on its way.
+    fn sent(&mut self, context: &mut Context<'_>) {
+        self.activity.sent();
+        self.note_end();
+        // The next read may have been tried before, when there was no deadline yet to wake anybody.
+        if self.activity.is_idle() && self.read_deadline.as_mut().poll(context).is_ready() {
+            context.waker().wake_by_ref();
+        }
+    }
+
     fn timeout(&mut self, what: &'static str) -> io::Error {
         self.timed_out = true;
         io::Error::new(io::ErrorKind::TimedOut, what)
@@ -82,13 +102,8 @@ impl GuardedStream {
 impl AsyncRead for GuardedStream {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        this.note_end();
         let is_idle = this.activity.is_idle();
-        let ended = this.activity.ended();
-        if is_idle && ended != this.ended {
-            this.ended = ended;
-            this.awaited = Awaited::Request;
-            this.read_deadline.as_mut().reset(Instant::now() + this.keep_alive);
-        }
         let before = buffer.filled().len();
         let result = Pin::new(&mut this.inner).poll_read(context, buffer);
         if !is_idle {
@@ -118,7 +133,11 @@ impl AsyncWrite for GuardedStream {
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.inner).poll_flush(context);
-        this.check_write(context, result)
+        let result = this.check_write(context, result);
+        if matches!(result, Poll::Ready(Ok(()))) {
+            this.sent(context);
+        }
+        result
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -37,7 +37,7 @@ pub(crate) struct Generation {
     counts_answers: bool,
     completion_tokens: usize,
     cached_tokens: usize,
-    _active: ActiveRequest,
+    pub(crate) active: ActiveRequest,
 }
 
 impl Generation {
@@ -72,7 +72,7 @@ impl Generation {
             counts_answers,
             completion_tokens: 0,
             cached_tokens: 0,
-            _active: active,
+            active,
         };
         generation.first = generation.next().await.transpose()?;
         Ok(generation)

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response};
 
-use super::{Failure, json};
+use super::{Failure, json_of_model};
 use crate::body::read_json;
 use crate::generation::{Arrival, Chunks, Generation, respond};
 use crate::prompt::{self, ReadyPrompt};
@@ -54,7 +54,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         finished.extend(choices.push(delta?, &generation));
     }
     finished.sort_by_key(|choice| choice.index);
-    json(&head.response(finished, Some(generation.usage())))
+    json_of_model(&head.response(finished, Some(generation.usage())), generation.active.clone())
 }
 
 /// What all chunks of an answer share.

@@ -17,6 +17,7 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::lifecycle::ActiveRequest;
 use crate::metrics::EXPOSITION_TYPE;
 use crate::protocol::ApiError;
 use crate::state::App;
@@ -101,6 +102,13 @@ fn with_type(content_type: &'static str, body: Bytes) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+/// An answer of the model that is one JSON value. Its request is active until it is sent.
+pub(crate) fn json_of_model<T: Serialize>(value: &T, active: ActiveRequest) -> Result<Response<Body>, Failure> {
+    let mut response = json(value)?;
+    response.extensions_mut().insert(active);
+    Ok(response)
 }
 
 /// An answer that is one JSON value.

@@ -1,5 +1,6 @@
 //! From the first probe to the last answer.
 
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use allotrope_engine::QueueLimits;
 use allotrope_server::{Server, ServerConfig, ServerError};
 use serde_json::json;
 
-use crate::support::client::{Request, connect, read_all, read_until};
+use crate::support::client::{Reply, Request, connect, read_all, read_until};
 use crate::support::engine::{self, Step, hangs_after_one, script, tokens};
 use crate::support::{DEADLINE, TestServer, config, until};
 
@@ -85,6 +86,26 @@ fn the_first_call_lets_streams_finish_and_takes_nothing_new() {
 }
 
 #[test]
+fn whole_answers_that_slow_clients_read_are_finished_too() {
+    let server = TestServer::with(ServerConfig { shutdown_timeout: DEADLINE, ..config() }, engine::words());
+    // Far more than the buffers of a socket hold.
+    let body =
+        json!({"prompt": "a", "n": 16, "temperature": 1, "max_tokens": 1000, "logprobs": 20, "ignore_eos": true});
+    let mut client = Request::post("/v1/completions", &body.to_string()).open(server.address);
+    until("it is generated", || server.engine.requests().len() == 16 && server.status.running() == 0);
+    let mut byte = [0; 1];
+    client.read_exact(&mut byte).unwrap();
+    server.handle.shutdown();
+    until("it drains", || server.get("/ready").status == 503);
+    // Longer than answers have that are cut off.
+    std::thread::sleep(Duration::from_millis(1500));
+    let text = format!("{}{}", char::from(byte[0]), read_all(&mut client));
+    let choices = Reply::parse(&text).unwrap().json()["choices"].as_array().unwrap().len();
+    assert_eq!(choices, 16);
+    server.join().unwrap();
+}
+
+#[test]
 fn without_time_open_streams_are_told_and_end() {
     let server = TestServer::with(config(), hangs_after_one());
     let mut client = stream().open(server.address);
@@ -122,7 +143,7 @@ fn a_stream_that_does_not_end_in_time_is_aborted() {
 
 #[test]
 fn a_unix_socket_serves_and_goes_with_its_server() {
-    use std::io::{Read, Write};
+    use std::io::Write;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("server.socket");
     let server = Server::bind(ServerConfig { uds: Some(path.clone()), ..config() }).unwrap();
