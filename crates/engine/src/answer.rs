@@ -1,6 +1,7 @@
 //! From the tokens of one request to its text: decoding, stop strings, and the whole answer.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use allotrope_model::{TokenStream, Tokenizer};
 
@@ -8,32 +9,29 @@ use crate::client::{PromptReport, TokenOutput};
 use crate::error::EngineError;
 use crate::output::OutputText;
 use crate::request::{Completion, Delta, FinishReason, StopReason, TokenRequest};
+use crate::sampling::SamplingParams;
 
 /// One answer, from its first token to its last.
 #[derive(Debug)]
 pub(crate) struct Answer {
     index: usize,
     decoder: TokenStream,
-    output: OutputText,
-    stop: Vec<String>,
-    min_tokens: usize,
+    /// Made with the first token, as requests may wait for long and in numbers.
+    output: Option<OutputText>,
+    params: Arc<SamplingParams>,
     produced: usize,
-    end_tokens: Vec<u32>,
     is_finished: bool,
 }
 
 impl Answer {
     /// The answer to a request, the one of `index` of several to a prompt.
     pub(crate) fn new(tokenizer: &Tokenizer, request: &TokenRequest, index: usize) -> Self {
-        let params = &request.params;
         Answer {
             index,
-            decoder: tokenizer.stream(params.skip_special_tokens),
-            output: OutputText::new(&params.stop, params.include_stop_str_in_output),
-            stop: params.stop.clone(),
-            min_tokens: params.min_tokens,
+            decoder: tokenizer.stream(request.params.skip_special_tokens),
+            output: None,
+            params: Arc::clone(&request.params),
             produced: 0,
-            end_tokens: request.end_tokens.iter().chain(&params.stop_token_ids).copied().collect(),
             is_finished: false,
         }
     }
@@ -48,19 +46,17 @@ impl Answer {
         self.produced += 1;
         let mut text = String::new();
         let mut stopped = None;
-        let is_end =
-            finish.is_some_and(|finish| finish.reason == FinishReason::Stop) && self.end_tokens.contains(&token);
-        if !is_end {
+        if !finish.is_some_and(|finish| finish.by_token) {
             let piece = self.decoder.push(token)?.unwrap_or_default();
             stopped = self.show(&piece, &mut text);
         }
         if finish.is_some() && stopped.is_none() {
             let rest = self.decoder.flush()?.unwrap_or_default();
             stopped = self.show(&rest, &mut text);
-            text.push_str(&self.output.finish());
+            text.push_str(&self.output().finish());
         }
         let by_token = finish.and_then(|finish| finish.stop_token).map(StopReason::Token);
-        let by_string = stopped.and_then(|place| self.stop.get(place).cloned()).map(StopReason::String);
+        let by_string = stopped.and_then(|place| self.params.stop.get(place).cloned()).map(StopReason::String);
         let finish_reason = match stopped {
             Some(_) => Some(FinishReason::Stop),
             None => finish.map(|finish| finish.reason),
@@ -72,13 +68,15 @@ impl Answer {
 
     /// Adds what may be shown of a piece to `text`; gives the stop string that ends the answer, by its place.
     fn show(&mut self, piece: &str, text: &mut String) -> Option<usize> {
-        if self.produced < self.min_tokens {
-            text.push_str(&self.output.push_unstoppable(piece));
-            return None;
-        }
-        let emitted = self.output.push(piece);
+        let may_stop = self.params.min_tokens == 0 || self.produced > self.params.min_tokens;
+        let emitted = self.output().push(piece, may_stop);
         text.push_str(&emitted.text);
         emitted.stopped
+    }
+
+    fn output(&mut self) -> &mut OutputText {
+        let params = &self.params;
+        self.output.get_or_insert_with(|| OutputText::new(&params.stop, params.include_stop_str_in_output))
     }
 }
 
@@ -102,9 +100,9 @@ impl Collected {
             prompt_tokens,
             cached_tokens: 0,
             prompt_logprobs: Vec::new(),
-            queued: std::time::Duration::ZERO,
-            prefill: std::time::Duration::ZERO,
-            decode: std::time::Duration::ZERO,
+            queued: Duration::ZERO,
+            prefill: Duration::ZERO,
+            decode: Duration::ZERO,
         };
         Collected { completion, first: None }
     }

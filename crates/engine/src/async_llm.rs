@@ -123,11 +123,11 @@ impl AsyncLlm {
     /// # Errors
     /// If the engine takes no request; then none of them runs.
     pub fn submit(&self, requests: Vec<TokenRequest>) -> Result<AnswerStream, EngineError> {
-        let mut branches = Vec::with_capacity(requests.len());
-        for (index, request) in requests.into_iter().enumerate() {
-            let answer = Answer::new(self.text.tokenizer(), &request, index);
-            branches.push(Branch { receiver: self.engine.submit(request)?, answer });
-        }
+        let number = |(index, request)| Answer::new(self.text.tokenizer(), request, index);
+        let answers: Vec<Answer> = requests.iter().enumerate().map(number).collect();
+        let receivers = self.engine.submit_all(requests)?;
+        let branches =
+            receivers.into_iter().zip(answers).map(|(receiver, answer)| Branch { receiver, answer }).collect();
         Ok(AnswerStream { engine: self.engine.clone(), branches, next: 0 })
     }
 }

@@ -8,21 +8,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::request::{FinishReason, TokenRequest};
 use crate::sampling::{SamplingError, TokenLogprobs};
 use crate::status::{EngineState, EngineStatus};
 
-/// Submissions that may lie between two steps; room for all answers that one request may ask for, several times over.
+/// Submissions that may lie between two steps beyond those that may wait: room for all answers that one request may ask for.
 const MAILBOX: usize = 1 << 14;
+/// The most that a mailbox is made for, whatever may wait.
+const LARGEST_MAILBOX: usize = 1 << 21;
 
-/// What bounds the requests that wait.
+/// What bounds the requests that wait. One that finds nothing waiting is taken whatever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueLimits {
     /// Requests that may wait to be run; more are refused.
     pub requests: usize,
-    /// Tokens that their prompts may have together; a request that finds nothing waiting is taken whatever its length.
+    /// Tokens that their prompts may have together.
     pub tokens: usize,
 }
 
@@ -49,6 +51,8 @@ pub struct PromptReport {
 pub struct Finish {
     /// The reason.
     pub reason: FinishReason,
+    /// Whether the last token ended it, and is no text.
+    pub by_token: bool,
     /// The token of `stop_token_ids` that ended it; none for the model's own end tokens.
     pub stop_token: Option<u32>,
 }
@@ -72,6 +76,9 @@ pub enum RequestFailure {
     /// No token can be chosen: the model's logits are not finite, or everything is masked. Other requests go on.
     #[error("{0}")]
     Sampling(String),
+    /// The parameters of the request allow no token. Other requests go on.
+    #[error("{0}")]
+    Masked(String),
     /// The grammar of a structured output can't go on. Other requests go on.
     #[error("the structured output can't go on: {0}")]
     Grammar(String),
@@ -87,6 +94,7 @@ impl From<SamplingError> for RequestFailure {
     fn from(error: SamplingError) -> Self {
         match error {
             SamplingError::Grammar(error) => RequestFailure::Grammar(error.to_string()),
+            SamplingError::Masked => RequestFailure::Masked(error.to_string()),
             error => RequestFailure::Sampling(error.to_string()),
         }
     }
@@ -139,7 +147,7 @@ pub enum Command {
 /// Makes the two ends of an engine's boundary.
 #[must_use]
 pub fn channel(limits: QueueLimits) -> (EngineClient, EngineInbox) {
-    let (sender, receiver) = mpsc::channel(MAILBOX);
+    let (sender, receiver) = mpsc::channel(limits.requests.saturating_add(MAILBOX).min(LARGEST_MAILBOX));
     let status = Arc::new(EngineStatus::new());
     (EngineClient { sender, status: Arc::clone(&status), limits }, EngineInbox { receiver, status })
 }
@@ -156,41 +164,57 @@ impl EngineClient {
     /// Gives the engine a request. Never waits.
     ///
     /// # Errors
-    /// If too many wait already, or the engine has stopped or is about to.
+    /// As [`EngineClient::submit_all`].
     pub fn submit(&self, request: TokenRequest) -> Result<TokenReceiver, SubmitError> {
+        let mut receivers = self.submit_all(vec![request])?;
+        // One request has one receiver.
+        receivers.pop().ok_or(SubmitError::ShuttingDown)
+    }
+
+    /// Gives the engine requests that belong together: all or none. Never waits. Where nothing waits they are taken however many they
+    /// are.
+    ///
+    /// # Errors
+    /// If too many wait already, or the engine has stopped or is about to.
+    pub fn submit_all(&self, requests: Vec<TokenRequest>) -> Result<Vec<TokenReceiver>, SubmitError> {
         match self.status.state() {
             EngineState::Running => {}
             EngineState::Draining | EngineState::Stopped => return Err(SubmitError::ShuttingDown),
             EngineState::Dead(reason) => return Err(SubmitError::EngineDead(reason)),
         }
-        let tokens = request.prompt.len();
+        let tokens: usize = requests.iter().map(|request| request.prompt.len()).sum();
         let (waiting, waiting_tokens) = self.status.waiting();
-        let full = waiting >= self.limits.requests;
-        let long = waiting > 0 && waiting_tokens.saturating_add(tokens) > self.limits.tokens;
+        let full = waiting.saturating_add(requests.len()) > self.limits.requests;
+        let long = waiting_tokens.saturating_add(tokens) > self.limits.tokens;
         let overloaded = SubmitError::Overloaded { waiting, tokens: waiting_tokens };
-        if full || long {
+        if waiting > 0 && (full || long) {
             self.status.count_rejection();
             return Err(overloaded);
         }
-        // Room for every token and for a failure after them: the engine never waits for a reader, and what is not read is bounded
-        // by the request itself.
-        let (outputs, receiver) = mpsc::channel(request.max_tokens.saturating_add(1).min(mpsc_bound()));
-        self.status.came(tokens);
-        let submission = Box::new(Submission { request, arrived: Instant::now(), outputs });
-        match self.sender.try_send(Command::Submit(submission)) {
-            Ok(()) => Ok(TokenReceiver { receiver }),
+        let room = match self.sender.try_reserve_many(requests.len()) {
+            Ok(room) => room,
             Err(refused) => {
-                self.status.left(tokens);
                 self.status.count_rejection();
-                match refused {
-                    mpsc::error::TrySendError::Full(_) => Err(overloaded),
-                    mpsc::error::TrySendError::Closed(_) => match self.status.state() {
-                        EngineState::Dead(reason) => Err(SubmitError::EngineDead(reason)),
-                        _ => Err(SubmitError::ShuttingDown),
-                    },
-                }
+                return Err(match (refused, self.status.state()) {
+                    (mpsc::error::TrySendError::Full(()), _) => overloaded,
+                    (mpsc::error::TrySendError::Closed(()), EngineState::Dead(reason)) => {
+                        SubmitError::EngineDead(reason)
+                    }
+                    (mpsc::error::TrySendError::Closed(()), _) => SubmitError::ShuttingDown,
+                });
             }
-        }
+        };
+        let arrived = Instant::now();
+        let submit = |(permit, request): (mpsc::Permit<'_, Command>, TokenRequest)| {
+            // Room for every token and for a failure after them: the engine never waits for a reader, and what is not read is bounded
+            // by the request itself.
+            let room = request.max_tokens.saturating_add(1).min(Semaphore::MAX_PERMITS);
+            let (outputs, receiver) = mpsc::channel(room);
+            self.status.came(request.prompt.len());
+            permit.send(Command::Submit(Box::new(Submission { request, arrived, outputs })));
+            TokenReceiver { receiver, status: Arc::clone(&self.status) }
+        };
+        Ok(room.zip(requests).map(submit).collect())
     }
 
     /// Takes no further requests; those that came are finished.
@@ -215,11 +239,6 @@ impl EngineClient {
     pub fn status(&self) -> &Arc<EngineStatus> {
         &self.status
     }
-}
-
-/// The most that a channel of the runtime may hold.
-fn mpsc_bound() -> usize {
-    tokio::sync::Semaphore::MAX_PERMITS
 }
 
 /// The end that an engine's thread takes requests from.
@@ -271,6 +290,14 @@ pub struct Closed;
 #[derive(Debug)]
 pub struct TokenReceiver {
     receiver: mpsc::Receiver<TokenEvent>,
+    status: Arc<EngineStatus>,
+}
+
+impl Drop for TokenReceiver {
+    fn drop(&mut self) {
+        self.receiver.close();
+        self.status.count_departure();
+    }
 }
 
 impl TokenReceiver {

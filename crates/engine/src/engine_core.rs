@@ -7,7 +7,7 @@ use allotrope_graph::StepInputs;
 use allotrope_runtime::{Device, Executor, RowSampling};
 
 use crate::block_pool::{BlockPool, BlockPoolError};
-use crate::client::TokenEvent;
+use crate::client::{RequestFailure, TokenEvent};
 use crate::error::EngineError;
 use crate::live::Live;
 use crate::request::{TokenLogits, TokenRequest};
@@ -61,7 +61,7 @@ pub struct Throughput {
     pub prefix_cache_queries: u64,
     /// Those of them that were there.
     pub prefix_cache_hits: u64,
-    /// Requests that ended because no token could be chosen for them.
+    /// Requests that ended because their logits were not finite.
     pub corrupted_requests: u64,
 }
 
@@ -130,13 +130,18 @@ impl<D: Device> EngineCore<D> {
         self.scheduler.blocks()
     }
 
-    /// Forgets what the prefix cache holds; false, and nothing is done, while sequences run.
-    pub(crate) fn reset_prefix_cache(&mut self) -> bool {
-        self.scheduler.reset_prefix_cache()
+    /// Sequences that gave their blocks back and wait to be computed again.
+    pub(crate) fn preempted(&self) -> usize {
+        self.scheduler.preempted()
+    }
+
+    /// Forgets what the prefix cache holds.
+    pub(crate) fn forget_cache(&mut self) {
+        self.scheduler.forget_cache();
     }
 
     /// Queues a request that was checked against the vocabulary, the context and the KV cache, and came at some moment.
-    pub(crate) fn add(&mut self, request: TokenRequest, arrived: Instant) -> Result<SequenceId, EngineError> {
+    pub(crate) fn add(&mut self, request: TokenRequest, arrived: Instant) -> SequenceId {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let new = NewSequence {
@@ -145,10 +150,9 @@ impl<D: Device> EngineCore<D> {
             salt: request.cache_salt.clone(),
             wants_prompt_rows: request.params.prompt_logprobs.is_some(),
         };
-        let live = Live::new(request, arrived)?;
-        self.live.insert(id, live);
+        self.live.insert(id, Live::new(request, arrived));
         self.scheduler.add(id, new);
-        Ok(id)
+        id
     }
 
     /// Drops a request, wherever it is.
@@ -175,14 +179,26 @@ impl<D: Device> EngineCore<D> {
         let decode_only = self.inputs.is_uniform_decode();
         self.scheduler.advance(&step);
         let scheduled = started.elapsed();
-        self.executor.run(&self.inputs)?;
-        let produced = self.sample()?;
+        let produced = match self.run_inputs() {
+            Ok(produced) => produced,
+            Err(error) => {
+                // Blocks have names already for what was not computed.
+                self.scheduler.forget_cache();
+                return Err(error);
+            }
+        };
         let sampled = Instant::now();
         let produced = self.keep_books(produced)?;
         self.throughput.scheduler_time += scheduled + sampled.elapsed();
         self.account(&step, decode_only, started.elapsed());
         let tokens = step.iter().map(|scheduled| scheduled.tokens).sum();
         Ok(Some(StepOutcome { started: new, produced, tokens }))
+    }
+
+    /// Runs the inputs and chooses the next tokens; with places.
+    fn run_inputs(&mut self) -> Result<Vec<(usize, Produced)>, EngineError> {
+        self.executor.run(&self.inputs)?;
+        self.sample()
     }
 
     /// Appends the tokens that were chosen, and drops the sequences that end with them.
@@ -197,8 +213,8 @@ impl<D: Device> EngineCore<D> {
             match &one.event {
                 Ok(output) if output.finish.is_none() => {}
                 Ok(_) => self.abort(one.id)?,
-                Err(_) => {
-                    self.throughput.corrupted_requests += 1;
+                Err(failure) => {
+                    self.throughput.corrupted_requests += u64::from(matches!(failure, RequestFailure::Sampling(_)));
                     self.abort(one.id)?;
                 }
             }
@@ -309,7 +325,7 @@ impl<D: Device> EngineCore<D> {
     pub(crate) fn logits(&mut self, tokens: &[u32], new_tokens: usize) -> Result<TokenLogits, EngineError> {
         let vocabulary = self.vocabulary;
         // What the cache held in the blocks that are used here is overwritten.
-        self.scheduler.reset_prefix_cache();
+        self.scheduler.forget_cache();
         let (mut prompt_logits, mut picked, mut step_logits) = (Vec::new(), Vec::new(), Vec::new());
         let chunk = self.executor.options().limits.logit_rows.min(self.executor.options().limits.tokens);
         let blocks = (tokens.len() + new_tokens).div_ceil(self.block_size);

@@ -55,4 +55,4 @@ pub use sampling::{
 pub use status::{EngineState, EngineStatus, STEP_TOKEN_BOUNDS};
 pub use stream::CompletionStream;
 pub use structured::{Grammar, GrammarCompiler, GrammarMatcher, StructuredOutputError};
-pub use text::TextModel;
+pub use text::{RequestMaker, TextModel};

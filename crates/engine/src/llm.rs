@@ -13,7 +13,7 @@ use crate::async_llm::AsyncLlm;
 use crate::error::EngineError;
 use crate::loaded::{Loaded, Statistics};
 use crate::plan::Plan;
-use crate::request::{Completion, Prompt, TokenLogits, TokenRequest};
+use crate::request::{Completion, Prompt, TokenLogits};
 use crate::sampling::SamplingParams;
 use crate::scheduler::SequenceId;
 use crate::stream::CompletionStream;
@@ -141,19 +141,15 @@ impl Llm {
         asked: impl Iterator<Item = (&'a Prompt, &'a SamplingParams)>,
     ) -> Result<Vec<Completion>, EngineError> {
         let mut requests = Vec::new();
-        for (place, (prompt, params)) in asked.enumerate() {
+        for (prompt, params) in asked {
             let tokens = self.tokenize(prompt)?;
-            let made = self.loaded.text.requests(&tokens, params)?;
-            // Prompts of one call draw differently, unless their parameters name a seed.
-            let seeded =
-                |request: TokenRequest| TokenRequest { seed: request.seed.wrapping_add(place as u64), ..request };
-            requests.extend(made.into_iter().map(seeded));
+            requests.extend(self.loaded.text.requests(&tokens, params)?);
         }
         let mut answers = Vec::with_capacity(requests.len());
         for request in requests {
             let answer = Answer::new(self.loaded.text.tokenizer(), &request, 0);
             let collected = Collected::new(request.prompt.len());
-            let id = self.loaded.core.add(request, Instant::now())?;
+            let id = self.loaded.core.add(request, Instant::now());
             answers.push((id, answer, collected));
         }
         let result = self.run(&mut answers);
@@ -196,7 +192,7 @@ impl Llm {
         };
         let answer = Answer::new(self.loaded.text.tokenizer(), &request, 0);
         let prompt_tokens = request.prompt.len();
-        let id = self.loaded.core.add(request, Instant::now())?;
+        let id = self.loaded.core.add(request, Instant::now());
         Ok(CompletionStream::new(&mut self.loaded.core, id, answer, prompt_tokens))
     }
 
@@ -239,7 +235,7 @@ impl Llm {
     /// Forgets what the prefix cache holds.
     pub fn reset_prefix_cache(&mut self) {
         // Nothing runs between calls.
-        self.loaded.core.reset_prefix_cache();
+        self.loaded.core.forget_cache();
     }
 
     /// The text side of the model.

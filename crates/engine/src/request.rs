@@ -116,20 +116,20 @@ pub struct TokenLogits {
 pub struct TokenRequest {
     /// The prompt; not empty.
     pub prompt: Arc<[u32]>,
-    /// How tokens are chosen. Its strings mean nothing to the engine.
-    pub params: SamplingParams,
-    /// Seeds the request's random numbers where `params` has no seed.
+    /// How tokens are chosen; several requests may share it. Its strings mean nothing to the engine, and `seed` is what seeds.
+    pub params: Arc<SamplingParams>,
+    /// Seeds the request's random numbers.
     pub seed: u64,
     /// Tokens to generate at most; at least 1, and with the prompt no more than the context.
     pub max_tokens: usize,
     /// Tokens that end the answer, other than `stop_token_ids`.
-    pub end_tokens: Vec<u32>,
+    pub end_tokens: Arc<[u32]>,
     /// `bad_words`, as tokens.
-    pub bad_words: Vec<Vec<u32>>,
+    pub bad_words: Arc<[Vec<u32>]>,
     /// What the output must be, compiled from `params`.
     pub grammar: Option<Grammar>,
     /// Lower is more urgent, where the scheduler asks for it.
     pub priority: i64,
     /// Requests of different salts share nothing in the prefix cache.
-    pub cache_salt: Option<String>,
+    pub cache_salt: Option<Arc<str>>,
 }

@@ -1,6 +1,9 @@
 //! What an engine is doing, for those outside its thread: counters that any thread may read at any time.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Relaxed, Release},
+};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +22,18 @@ pub enum EngineState {
     Dead(String),
 }
 
+impl EngineState {
+    /// How near the end it is.
+    fn rank(&self) -> u8 {
+        match self {
+            EngineState::Running => 0,
+            EngineState::Draining => 1,
+            EngineState::Stopped => 2,
+            EngineState::Dead(_) => 3,
+        }
+    }
+}
+
 /// Upper bounds of the classes in which steps are counted by their tokens.
 pub const STEP_TOKEN_BOUNDS: [u64; 15] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 
@@ -31,6 +46,8 @@ pub struct EngineStatus {
     waiting: AtomicUsize,
     waiting_tokens: AtomicUsize,
     running: AtomicUsize,
+    preempted: AtomicUsize,
+    departures: AtomicU64,
     rejections: AtomicU64,
     steps: AtomicU64,
     /// Milliseconds after `started`.
@@ -50,6 +67,8 @@ impl EngineStatus {
             waiting: AtomicUsize::new(0),
             waiting_tokens: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
+            preempted: AtomicUsize::new(0),
+            departures: AtomicU64::new(0),
             rejections: AtomicU64::new(0),
             steps: AtomicU64::new(0),
             last_step: AtomicU64::new(0),
@@ -65,10 +84,10 @@ impl EngineStatus {
         lock(&self.state).clone()
     }
 
-    /// Changes the state; a dead engine stays dead.
+    /// Goes on to a state; never back.
     pub fn set_state(&self, state: EngineState) {
         let mut current = lock(&self.state);
-        if !matches!(*current, EngineState::Dead(_)) {
+        if state.rank() > current.rank() {
             *current = state;
         }
     }
@@ -76,6 +95,25 @@ impl EngineStatus {
     /// Requests that came and have not been run yet, and the tokens of their prompts. A gauge.
     pub fn waiting(&self) -> (usize, usize) {
         (self.waiting.load(Relaxed), self.waiting_tokens.load(Relaxed))
+    }
+
+    /// Requests that ran, gave their blocks back, and wait to go on. A gauge.
+    pub fn preempted(&self) -> usize {
+        self.preempted.load(Relaxed)
+    }
+
+    /// Readers that are gone, whether their requests had ended or not.
+    pub(crate) fn departures(&self) -> u64 {
+        // Pairs with the count after a reader has closed its channel: who sees the count sees the channel closed.
+        self.departures.load(Acquire)
+    }
+
+    pub(crate) fn count_departure(&self) {
+        self.departures.fetch_add(1, Release);
+    }
+
+    pub(crate) fn set_preempted(&self, preempted: usize) {
+        self.preempted.store(preempted, Relaxed);
     }
 
     /// Requests that hold blocks of the KV cache. A gauge.
@@ -154,4 +192,38 @@ impl EngineStatus {
 /// A lock whose holder panicked holds whole values all the same: each is replaced in one assignment.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_never_goes_back() {
+        let status = EngineStatus::new();
+        let dead = EngineState::Dead("why".into());
+        for (state, after) in [
+            (EngineState::Draining, EngineState::Draining),
+            (EngineState::Running, EngineState::Draining),
+            (EngineState::Stopped, EngineState::Stopped),
+            (EngineState::Draining, EngineState::Stopped),
+            (dead.clone(), dead.clone()),
+            (EngineState::Stopped, dead),
+        ] {
+            status.set_state(state);
+            assert_eq!(status.state(), after);
+        }
+    }
+
+    #[test]
+    fn steps_are_counted_by_their_size() {
+        let status = EngineStatus::new();
+        [1, 2, 3, 16_384, 16_385, 0].into_iter().for_each(|tokens| status.stepped(1, 2, 3, tokens));
+        let (sizes, tokens) = status.step_sizes();
+        assert_eq!(
+            (sizes[0], sizes[1], sizes[2], sizes[14], sizes[15], tokens),
+            (1, 1, 1, 1, 1, 1 + 2 + 3 + 16_384 + 16_385)
+        );
+        assert_eq!((status.steps(), status.running(), status.blocks()), (5, 1, (2, 3)));
+    }
 }

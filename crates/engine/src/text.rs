@@ -124,35 +124,32 @@ impl TextModel {
         }
     }
 
-    /// The requests for `params.n` answers to a prompt of token ids, checked against the vocabulary and the context. What the output
-    /// must be is compiled here, on the calling thread.
+    /// The requests for `params.n` answers to a prompt of token ids.
     ///
     /// # Errors
-    /// If the prompt does not fit into the context, a parameter is out of range, or the structured output can't be used.
+    /// As [`TextModel::request_maker`] and [`RequestMaker::requests`].
     pub fn requests(&self, prompt: &[u32], params: &SamplingParams) -> Result<Vec<TokenRequest>, EngineError> {
+        self.request_maker(params)?.requests(prompt)
+    }
+
+    /// What makes requests with the same parameters for any number of prompts. Bad words are tokenized and what the output must be is
+    /// compiled here, once, on the calling thread.
+    ///
+    /// # Errors
+    /// If a parameter is out of range, or the structured output can't be used.
+    pub fn request_maker(&self, params: &SamplingParams) -> Result<RequestMaker<'_>, EngineError> {
         // How many probabilities may be asked for is for those to bound who serve strangers.
         params.validate_for(self.vocabulary(), u32::MAX)?;
-        let kept = params.truncate_prompt_tokens.map_or(prompt.len(), |last| last.min(prompt.len()));
-        let prompt: Arc<[u32]> = prompt[prompt.len() - kept..].into();
-        self.check_prompt(&prompt, 1)?;
-        let room = self.max_model_len - prompt.len();
-        let bad_words = self.bad_words(&params.bad_words)?;
         let grammar = self.grammar(params)?;
         // Where a grammar says that the output may end, it ends, or it would have to go on with what the grammar forbids.
         let goes_on = params.ignore_eos && grammar.is_none();
-        let end_tokens = if goes_on { &[] } else { self.checkpoint.eos_token_ids() };
-        let request = |index: usize| TokenRequest {
-            prompt: Arc::clone(&prompt),
-            seed: seed(params, index),
-            max_tokens: params.max_tokens.unwrap_or(room).min(room),
-            end_tokens: end_tokens.to_vec(),
-            bad_words: bad_words.clone(),
-            grammar: grammar.clone(),
-            priority: 0,
-            cache_salt: None,
-            params: SamplingParams { seed: params.seed.map(|seed| seed.wrapping_add(index as u64)), ..params.clone() },
-        };
-        Ok((0..params.n).map(request).collect())
+        Ok(RequestMaker {
+            text: self,
+            params: Arc::new(params.clone()),
+            end_tokens: if goes_on { Arc::default() } else { self.checkpoint.eos_token_ids().into() },
+            bad_words: self.bad_words(&params.bad_words)?,
+            grammar,
+        })
     }
 
     /// Compiles what the output must be, if anything is asked for.
@@ -184,7 +181,7 @@ impl TextModel {
     }
 
     /// The tokens of words that are not wanted: of each as the beginning of a text, and behind a space.
-    fn bad_words(&self, words: &[String]) -> Result<Vec<Vec<u32>>, EngineError> {
+    fn bad_words(&self, words: &[String]) -> Result<Arc<[Vec<u32>]>, EngineError> {
         let mut all = Vec::new();
         for word in words {
             for text in [word.clone(), format!(" {}", word.trim_start())] {
@@ -194,12 +191,48 @@ impl TextModel {
                 }
             }
         }
-        Ok(all)
+        Ok(all.into())
     }
 }
 
-/// The seed of one request: its own, or one that differs from run to run. Answers of one call draw differently.
+/// Makes requests with the same parameters, which share them.
+#[derive(Debug)]
+pub struct RequestMaker<'a> {
+    text: &'a TextModel,
+    params: Arc<SamplingParams>,
+    end_tokens: Arc<[u32]>,
+    bad_words: Arc<[Vec<u32>]>,
+    grammar: Option<Grammar>,
+}
+
+impl RequestMaker<'_> {
+    /// The requests for all answers to a prompt of token ids, checked against the vocabulary and the context.
+    ///
+    /// # Errors
+    /// If the prompt is empty, does not fit into the context, or has a token that the model has not.
+    pub fn requests(&self, prompt: &[u32]) -> Result<Vec<TokenRequest>, EngineError> {
+        let kept = self.params.truncate_prompt_tokens.map_or(prompt.len(), |last| last.min(prompt.len()));
+        let prompt: Arc<[u32]> = prompt[prompt.len() - kept..].into();
+        self.text.check_prompt(&prompt, 1)?;
+        let room = self.text.max_model_len - prompt.len();
+        let request = |index: usize| TokenRequest {
+            prompt: Arc::clone(&prompt),
+            params: Arc::clone(&self.params),
+            seed: seed(&self.params, index),
+            max_tokens: self.params.max_tokens.unwrap_or(room).min(room),
+            end_tokens: Arc::clone(&self.end_tokens),
+            bad_words: Arc::clone(&self.bad_words),
+            grammar: self.grammar.clone(),
+            priority: 0,
+            cache_salt: None,
+        };
+        Ok((0..self.params.n).map(request).collect())
+    }
+}
+
+/// The seed of the answer of `index`: the request's own, counted on, or one that differs from run to run.
 fn seed(params: &SamplingParams, index: usize) -> u64 {
     use std::hash::{BuildHasher, RandomState};
-    params.seed.unwrap_or_else(|| RandomState::new().hash_one(index))
+    let counted = params.seed.map(|seed| seed.wrapping_add(index as u64));
+    counted.unwrap_or_else(|| RandomState::new().hash_one(index))
 }

@@ -118,6 +118,11 @@ pub(crate) fn api_error(error: EngineError) -> ApiError {
         EngineError::StructuredOutput(
             error @ (StructuredOutputError::Refused { .. } | StructuredOutputError::Vocabulary { .. }),
         ) => ApiError::invalid("structured_outputs", &error.to_string()),
+        // What it asks for can't be had together, which nobody could know before.
+        EngineError::Failure(RequestFailure::Masked(message)) => ApiError::bad_request(&message),
+        EngineError::Failure(error @ RequestFailure::Grammar(_)) => {
+            ApiError::invalid("structured_outputs", &error.to_string())
+        }
         EngineError::StructuredOutput(StructuredOutputError::Busy { .. }) => ApiError::overloaded(RETRY_AFTER),
         // Its path is nobody's business, what the template says is.
         EngineError::Model(ModelError::Template { problem, .. }) => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use allotrope_engine::{EngineError, TokenRequest};
+use allotrope_engine::{EngineError, RequestMaker, TokenRequest};
 use allotrope_model::Conversation;
 
 use crate::config::ServerConfig;
@@ -10,7 +10,6 @@ use crate::model::{ServedModel, api_error};
 use crate::protocol::chat::{ChatInput, ChatRequest, ToolChoice};
 use crate::protocol::completion::{CompletionPrompt, CompletionRequest};
 use crate::protocol::{ApiError, RequestOptions};
-use crate::random;
 use crate::tools;
 
 /// The most bytes that the constraints of all answers to a request may have together, as each answer holds its own.
@@ -41,13 +40,14 @@ pub(crate) fn of_completion(
     let mut job = Job { prompts: Vec::new(), requests: Vec::new() };
     let options = &request.options;
     check(config, options, request.prompts.len())?;
+    let maker = model.llm.text().request_maker(&options.sampling).map_err(api_error)?;
     for prompt in &request.prompts {
         let tokens = match prompt {
             CompletionPrompt::Text(text) => encode(model, text, options.add_special_tokens)?,
             CompletionPrompt::Tokens(tokens) => tokens.clone(),
         };
         let whole = tokens.len();
-        let kept = add(model, options, tokens, &mut job)?;
+        let kept = add(&maker, model, options, &tokens, &mut job)?;
         let text = match prompt {
             _ if !request.echo => None,
             CompletionPrompt::Text(text) if kept.len() == whole => Some(text.clone()),
@@ -69,7 +69,8 @@ pub(crate) fn of_chat(model: &ServedModel, config: &ServerConfig, request: &Chat
     let text = render(model, &request.input)?;
     let tokens = encode(model, &text, request.options.add_special_tokens)?;
     let mut job = Job { prompts: Vec::new(), requests: Vec::new() };
-    let tokens = add(model, &request.options, tokens, &mut job)?;
+    let maker = model.llm.text().request_maker(&request.options.sampling).map_err(api_error)?;
+    let tokens = add(&maker, model, &request.options, &tokens, &mut job)?;
     job.prompts.push(ReadyPrompt { tokens, text: None });
     Ok(job)
 }
@@ -127,42 +128,21 @@ fn check(config: &ServerConfig, options: &RequestOptions, prompts: usize) -> Res
 }
 
 /// Adds the requests for the answers to one prompt. Gives its tokens, which the requests share.
-fn add(model: &ServedModel, options: &RequestOptions, tokens: Vec<u32>, job: &mut Job) -> Result<Arc<[u32]>, ApiError> {
-    let refused = |error: EngineError| match error {
-        // A truncated prompt is told as it came.
-        EngineError::PromptTooLong { .. } => ApiError::prompt_too_long(tokens.len(), model.context.max_model_len),
-        error => api_error(error),
-    };
-    let made = match job.requests.get(..options.sampling.n) {
-        // What is compiled for the first prompt is right for all.
-        Some(first) if options.sampling.structured_output.is_some() => {
-            for_another_prompt(model, options, &tokens, first).map_err(refused)?
-        }
-        _ => model.llm.text().requests(&tokens, &options.sampling).map_err(refused)?,
-    };
-    let shared = made.first().map(|request| Arc::clone(&request.prompt)).unwrap_or_else(|| tokens.into());
-    let ours = |request| TokenRequest { priority: options.priority, cache_salt: options.cache_salt.clone(), ..request };
-    job.requests.extend(made.into_iter().map(ours));
-    Ok(shared)
-}
-
-/// The requests of one prompt, for another.
-fn for_another_prompt(
+fn add(
+    maker: &RequestMaker<'_>,
     model: &ServedModel,
     options: &RequestOptions,
     tokens: &[u32],
-    requests: &[TokenRequest],
-) -> Result<Vec<TokenRequest>, EngineError> {
-    let text = model.llm.text();
-    let kept = options.sampling.truncate_prompt_tokens.map_or(tokens.len(), |last| last.min(tokens.len()));
-    let prompt: Arc<[u32]> = tokens[tokens.len() - kept..].into();
-    text.check_prompt(&prompt, 1)?;
-    let room = text.max_model_len() - prompt.len();
-    let request = |request: &TokenRequest| TokenRequest {
-        prompt: Arc::clone(&prompt),
-        seed: options.sampling.seed.unwrap_or_else(random::number),
-        max_tokens: options.sampling.max_tokens.unwrap_or(room).min(room),
-        ..request.clone()
-    };
-    Ok(requests.iter().map(request).collect())
+    job: &mut Job,
+) -> Result<Arc<[u32]>, ApiError> {
+    let made = maker.requests(tokens).map_err(|error| match error {
+        // A truncated prompt is told as it came.
+        EngineError::PromptTooLong { .. } => ApiError::prompt_too_long(tokens.len(), model.context.max_model_len),
+        error => api_error(error),
+    })?;
+    let shared = made.first().map(|request| Arc::clone(&request.prompt)).unwrap_or_default();
+    let salt: Option<Arc<str>> = options.cache_salt.as_deref().map(Arc::from);
+    let ours = |request| TokenRequest { priority: options.priority, cache_salt: salt.clone(), ..request };
+    job.requests.extend(made.into_iter().map(ours));
+    Ok(shared)
 }

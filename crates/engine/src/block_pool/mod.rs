@@ -64,6 +64,8 @@ pub(crate) struct BlockPool {
     free: usize,
     /// The blocks of a name; more than one where sequences computed the same at the same time.
     named: HashMap<BlockHash, Vec<u32>>,
+    /// Grows with everything that may let a request find or take more than before.
+    changes: u64,
 }
 
 impl BlockPool {
@@ -75,6 +77,7 @@ impl BlockPool {
             tail: NONE,
             free: 0,
             named: HashMap::new(),
+            changes: 0,
         };
         (0..blocks).for_each(|block| pool.push_back(block));
         pool
@@ -88,6 +91,11 @@ impl BlockPool {
     /// Blocks that nobody holds.
     pub(crate) fn available(&self) -> usize {
         self.free
+    }
+
+    /// A number that stays the same while what a request finds and whether it is served stays the same.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// The longest run of blocks that hold the beginning of a sequence with these names, at most one for each.
@@ -135,6 +143,7 @@ impl BlockPool {
         if held.name.is_none() {
             held.name = Some(name);
             self.named.entry(name).or_default().push(block);
+            self.changes += 1;
         }
         Ok(())
     }
@@ -158,6 +167,7 @@ impl BlockPool {
             }
             return Err(error);
         }
+        self.changes += 1;
         for block in blocks.iter().rev() {
             let released = &self.blocks[*block as usize];
             match (released.references, released.name) {
@@ -169,14 +179,10 @@ impl BlockPool {
         Ok(())
     }
 
-    /// Forgets what all blocks hold; false, and nothing is done, while some are held.
-    pub(crate) fn forget_all(&mut self) -> bool {
-        if self.free < self.blocks.len() {
-            return false;
-        }
+    /// Forgets what all blocks hold, those that are held among them.
+    pub(crate) fn forget_all(&mut self) {
         self.named.clear();
         self.blocks.iter_mut().for_each(|block| block.name = None);
-        true
     }
 
     fn forget_name(&mut self, block: u32) {

@@ -31,6 +31,8 @@ pub(crate) struct EngineThread {
     inbox: EngineInbox,
     replies: HashMap<SequenceId, Reply>,
     published: Instant,
+    /// Readers that were gone when it was last looked.
+    departures: u64,
     /// What goes wrong in a step, and in which.
     #[cfg(test)]
     planted: Option<(u64, tests::Fault)>,
@@ -43,6 +45,7 @@ impl EngineThread {
             inbox,
             replies: HashMap::new(),
             published: Instant::now(),
+            departures: 0,
             #[cfg(test)]
             planted: None,
         }
@@ -85,7 +88,7 @@ impl EngineThread {
         loop {
             while !is_closed {
                 match self.inbox.try_next() {
-                    Ok(Some(command)) => self.obey(command)?,
+                    Ok(Some(command)) => self.obey(command),
                     Ok(None) => break,
                     Err(_) => is_closed = true,
                 }
@@ -97,7 +100,7 @@ impl EngineThread {
             if self.replies.is_empty() {
                 self.publish(false);
                 match self.inbox.wait_next() {
-                    Some(command) => self.obey(command)?,
+                    Some(command) => self.obey(command),
                     None => return Ok(()),
                 }
                 continue;
@@ -106,36 +109,36 @@ impl EngineThread {
         }
     }
 
-    fn obey(&mut self, command: Command) -> Result<(), EngineError> {
+    fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit(submission) => self.accept(*submission)?,
+            Command::Submit(submission) => self.accept(*submission),
             Command::ResetPrefixCache(answer) => {
                 // Who asked may have gone.
-                let _ = answer.send(self.loaded.core.reset_prefix_cache());
+                let is_idle = self.loaded.core.running() == 0;
+                if is_idle {
+                    self.loaded.core.forget_cache();
+                }
+                let _ = answer.send(is_idle);
             }
             Command::Wake => {}
         }
-        Ok(())
     }
 
-    fn accept(&mut self, submission: Submission) -> Result<(), EngineError> {
+    fn accept(&mut self, submission: Submission) {
         let Submission { request, arrived, outputs } = submission;
         let waiting = Some(request.prompt.len());
-        match self.loaded.core.add(request, arrived) {
-            Ok(id) => {
-                self.replies.insert(id, Reply { outputs, waiting });
-            }
-            // Its maker has checked it; what is wrong all the same is wrong with it alone.
-            Err(error @ EngineError::Sampling(_)) => {
-                fail(Reply { outputs, waiting }, &RequestFailure::Sampling(error.to_string()), &self.inbox);
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        let id = self.loaded.core.add(request, arrived);
+        self.replies.insert(id, Reply { outputs, waiting });
     }
 
     /// Drops the requests whose readers are gone.
     fn drop_cancelled(&mut self) -> Result<(), EngineError> {
+        // Thousands may wait, and mostly nobody leaves.
+        let departures = self.inbox.status().departures();
+        if departures == self.departures {
+            return Ok(());
+        }
+        self.departures = departures;
         let gone = self.replies.iter().filter(|(_, reply)| reply.outputs.is_closed()).map(|(id, _)| *id);
         for id in gone.collect::<Vec<_>>() {
             self.loaded.core.abort(id)?;
@@ -172,6 +175,7 @@ impl EngineThread {
             }
         }
         let (used, total) = self.loaded.core.blocks();
+        self.inbox.status().set_preempted(self.loaded.core.preempted());
         self.inbox.status().stepped(self.loaded.core.running(), used, total, outcome.tokens);
         if self.published.elapsed() >= PUBLISHED_EVERY {
             self.publish(true);
@@ -184,6 +188,7 @@ impl EngineThread {
         let status = self.inbox.status();
         if !is_busy {
             let (used, total) = self.loaded.core.blocks();
+            status.set_preempted(self.loaded.core.preempted());
             status.stepped(self.loaded.core.running(), used, total, 0);
         }
         status.set_statistics(self.loaded.statistics());

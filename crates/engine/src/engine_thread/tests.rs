@@ -35,25 +35,29 @@ impl EngineThread {
 
 /// An engine of tiny-chat that fails in a step.
 fn engine(planted: Option<(u64, Fault)>) -> (EngineClient, std::thread::JoinHandle<()>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models/tiny-chat");
     let (client, inbox) = channel(QueueLimits::UNLIMITED);
     let serve = move || {
-        let builder = Llm::builder(folder).set("device", "cpu").unwrap().set("scheduler.max_num_seqs", "2").unwrap();
-        let mut thread = EngineThread::new(builder.load().unwrap(), inbox);
+        let mut thread = EngineThread::new(loaded(), inbox);
         thread.planted = planted;
         thread.run();
     };
     (client, std::thread::spawn(serve))
 }
 
+fn loaded() -> Loaded {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/models/tiny-chat");
+    let builder = Llm::builder(folder).set("device", "cpu").unwrap().set("scheduler.max_num_seqs", "2").unwrap();
+    builder.load().unwrap()
+}
+
 fn request(max_tokens: usize) -> TokenRequest {
     TokenRequest {
         prompt: vec![5, 6, 7].into(),
-        params: SamplingParams::greedy(),
+        params: SamplingParams::greedy().into(),
         seed: 0,
         max_tokens,
-        end_tokens: Vec::new(),
-        bad_words: Vec::new(),
+        end_tokens: [].into(),
+        bad_words: [].into(),
         grammar: None,
         priority: 0,
         cache_salt: None,
@@ -91,6 +95,32 @@ fn whatever_ends_the_engine_every_request_hears_of_it_and_no_more_are_taken() {
         assert!(matches!(client.submit(request(1)), Err(SubmitError::EngineDead(_))));
         assert_eq!((client.status().waiting(), client.status().running()), ((0, 0), 0));
     }
+}
+
+#[test]
+fn whose_reader_is_gone_is_in_no_further_step_whether_it_runs_or_waits() {
+    let (client, inbox) = channel(QueueLimits::UNLIMITED);
+    let mut thread = EngineThread::new(loaded(), inbox);
+    let mut receivers: Vec<_> = (0..4).map(|_| client.submit(request(100)).unwrap()).collect();
+    while let Ok(Some(command)) = thread.inbox.try_next() {
+        thread.obey(command);
+    }
+    thread.step().unwrap();
+    assert_eq!((client.status().running(), client.status().waiting().0), (2, 2));
+    // One that runs and one that waits.
+    drop(receivers.remove(3));
+    drop(receivers.remove(0));
+    thread.drop_cancelled().unwrap();
+    assert_eq!((thread.loaded.core.running(), client.status().waiting().0), (1, 1));
+    thread.step().unwrap();
+    assert_eq!(
+        (client.status().running(), client.status().waiting()),
+        (2, (0, 0)),
+        "the other one that waited runs now"
+    );
+    drop(receivers);
+    thread.drop_cancelled().unwrap();
+    assert_eq!((thread.loaded.core.blocks().0, thread.replies.len()), (0, 0));
 }
 
 #[test]

@@ -33,8 +33,9 @@ impl OutputText {
         Self { matchers, keeps_stop, held: String::new(), stopped: None, ended: false }
     }
 
-    /// Adds decoded text and returns what may be shown. After a stop string, further text is dropped.
-    pub(crate) fn push(&mut self, piece: &str) -> Emitted {
+    /// Adds decoded text and returns what may be shown. After a stop string, further text is dropped. Where it may not stop yet, a
+    /// string that is completed in this piece is text; one that only begins in it counts.
+    pub(crate) fn push(&mut self, piece: &str, may_stop: bool) -> Emitted {
         if self.ended {
             return Emitted { text: String::new(), stopped: self.stopped };
         }
@@ -42,7 +43,7 @@ impl OutputText {
         self.held.push_str(piece);
         for (offset, byte) in piece.bytes().enumerate() {
             let completed = self.matchers.iter_mut().filter_map(|matcher| matcher.advance(byte)).max();
-            if let Some((length, Reverse(place))) = completed {
+            if let Some((length, Reverse(place))) = completed.filter(|_| may_stop) {
                 // A stop string and the text are both whole characters, so the cut never divides one.
                 let end = before + offset + 1;
                 self.held.truncate(if self.keeps_stop { end } else { end - length });
@@ -53,14 +54,6 @@ impl OutputText {
         let undecided = self.matchers.iter().map(|matcher| matcher.matched).max().unwrap_or(0);
         let kept = self.held.split_off(self.held.len() - undecided);
         Emitted { text: std::mem::replace(&mut self.held, kept), stopped: None }
-    }
-
-    /// Adds text that no stop string may end or begin in, and returns it with what was held back.
-    pub(crate) fn push_unstoppable(&mut self, piece: &str) -> String {
-        self.matchers.iter_mut().for_each(|matcher| matcher.matched = 0);
-        let mut text = std::mem::take(&mut self.held);
-        text.push_str(piece);
-        text
     }
 
     /// Ends the output without a stop string and returns what was held back.
@@ -98,7 +91,13 @@ impl Matcher {
     /// Takes the next byte; returns the pattern's length and place if it completes the pattern. Of equal strings the first counts.
     fn advance(&mut self, byte: u8) -> Option<(usize, Reverse<usize>)> {
         self.matched = longest_prefix(&self.pattern, &self.fallback, self.matched, byte);
-        (self.matched == self.pattern.len()).then_some((self.matched, Reverse(self.place)))
+        let length = self.pattern.len();
+        if self.matched < length {
+            return None;
+        }
+        // Where it does not count, the next may begin inside it.
+        self.matched = self.fallback[length - 1];
+        Some((length, Reverse(self.place)))
     }
 }
 
@@ -133,7 +132,7 @@ mod tests {
         let mut output = OutputText::new(stop, false);
         let (mut text, mut stopped) = (String::new(), false);
         for piece in pieces {
-            let emitted = output.push(piece);
+            let emitted = output.push(piece, true);
             assert!(!stopped || (emitted.stopped.is_some() && emitted.text.is_empty()), "text after the stop string");
             text.push_str(&emitted.text);
             stopped = emitted.stopped.is_some();
@@ -183,17 +182,18 @@ mod tests {
     #[test]
     fn only_what_could_become_a_stop_string_is_held_back() {
         let mut output = OutputText::new(&strings(&["END", "\n\n"]), false);
-        let shown: Vec<String> = ["The E", "N", "V is\n", "fine", "E"].iter().map(|p| output.push(p).text).collect();
+        let shown: Vec<String> =
+            ["The E", "N", "V is\n", "fine", "E"].iter().map(|p| output.push(p, true).text).collect();
         assert_eq!(shown, ["The ", "", "ENV is", "\nfine", ""]);
         assert_eq!(output.finish(), "E");
-        assert_eq!(output.push("more"), Emitted { text: String::new(), stopped: None });
+        assert_eq!(output.push("more", true), Emitted { text: String::new(), stopped: None });
     }
 
     #[test]
     fn without_stop_strings_everything_passes_at_once() {
         for stop in [strings(&[]), strings(&[""])] {
             let mut output = OutputText::new(&stop, false);
-            assert_eq!(output.push("text"), Emitted { text: "text".to_owned(), stopped: None });
+            assert_eq!(output.push("text", true), Emitted { text: "text".to_owned(), stopped: None });
             assert_eq!(output.finish(), "");
         }
     }
@@ -201,12 +201,12 @@ mod tests {
     #[test]
     fn a_stop_string_may_stay_and_text_may_be_kept_from_stopping() {
         let stop = strings(&["b", "ab", "ab"]);
-        let kept = OutputText::new(&stop, true).push("xaby");
+        let kept = OutputText::new(&stop, true).push("xaby", true);
         assert_eq!(kept, Emitted { text: "xab".to_owned(), stopped: Some(1) }, "the longest, and of equals the first");
         let mut output = OutputText::new(&stop, false);
-        assert_eq!(output.push("a").text, "");
-        assert_eq!(output.push_unstoppable("b"), "ab");
-        assert_eq!(output.push("xb"), Emitted { text: "x".to_owned(), stopped: Some(0) });
+        assert_eq!(output.push("ab", false), Emitted { text: "ab".to_owned(), stopped: None });
+        assert_eq!(output.push("a", false).text, "", "it may be the beginning of one that counts");
+        assert_eq!(output.push("b", true), Emitted { text: String::new(), stopped: Some(1) });
     }
 
     proptest! {
@@ -229,7 +229,7 @@ mod tests {
         ) {
             let mut output = OutputText::new(&stop, false);
             for piece in &pieces {
-                output.push(piece);
+                output.push(piece, true);
                 prop_assert!(output.held.is_empty() || stop.iter().any(|string| string.starts_with(&output.held)));
             }
         }

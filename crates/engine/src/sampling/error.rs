@@ -26,6 +26,11 @@ pub enum SamplingError {
         /// The logit.
         value: f32,
     },
+    /// The request's fault: together its parameters allow no token.
+    #[error(
+        "no token can be chosen: allowed_token_ids, logit_bias, bad_words, min_tokens and the structured output together allow none"
+    )]
+    Masked,
     /// A bug of the caller: there is nothing to choose from, because the row is empty or every logit is negative
     /// infinity.
     #[error("no token can be chosen: none of the {vocabulary} logits is finite")]

@@ -1,6 +1,7 @@
 //! The sampler of one request: its parameters and its own stream of random numbers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use allotrope_runtime::RowSampling;
 use rand::{Rng, SeedableRng};
@@ -37,7 +38,7 @@ pub struct Sampler {
     min_tokens: usize,
     /// The tokens that are masked before `min_tokens` of the output are there.
     end_tokens: Vec<u32>,
-    bad_words: Vec<Vec<u32>>,
+    bad_words: Arc<[Vec<u32>]>,
     /// Whether a grammar comes with each row.
     structured: bool,
     seed: u64,
@@ -101,7 +102,7 @@ impl Sampler {
             allowed_token_ids: params.allowed_token_ids.clone(),
             min_tokens: params.min_tokens,
             end_tokens: params.stop_token_ids.clone(),
-            bad_words: Vec::new(),
+            bad_words: Arc::default(),
             structured: params.structured_output.is_some(),
             seed,
             random: ChaCha8Rng::seed_from_u64(seed),
@@ -117,9 +118,21 @@ impl Sampler {
 
     /// Tells the tokens of the bad words: the sequences of each, as a tokenizer makes them with and without a space in front.
     #[must_use]
-    pub fn with_bad_words(mut self, words: Vec<Vec<u32>>) -> Self {
-        self.bad_words = words;
+    pub fn with_bad_words(mut self, words: impl Into<Arc<[Vec<u32>]>>) -> Self {
+        self.bad_words = words.into();
         self
+    }
+
+    /// Seeds the random numbers, whatever the parameters say: of several answers with the same parameters each has its own.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        (self.seed, self.random) = (seed, ChaCha8Rng::seed_from_u64(seed));
+        self
+    }
+
+    /// Whether the tokens that were seen matter: only then need they be counted.
+    pub fn counts_tokens(&self) -> bool {
+        !self.penalties.is_off()
     }
 
     /// How a device chooses the next token, after so many that were chosen for the request.
@@ -147,7 +160,7 @@ impl Sampler {
     /// # Errors
     ///
     /// [`SamplingError::Logit`] if a logit is NaN or positive infinity, [`SamplingError::NoCandidate`] if none is
-    /// finite or all are masked, [`SamplingError::Grammar`] if the grammar can't go on.
+    /// finite, [`SamplingError::Masked`] if the request allows none of them, [`SamplingError::Grammar`] if the grammar can't go on.
     pub fn sample(
         &mut self,
         logits: &[f32],
@@ -160,7 +173,8 @@ impl Sampler {
             edited.clear();
             edited.extend_from_slice(logits);
             self.edit(edited, context)?;
-            let best = most_likely(edited)?;
+            // The model left something to choose from, so it is the request that does not.
+            let best = most_likely(edited).map_err(|_| SamplingError::Masked)?;
             self.choose(edited, best, draw)
         } else {
             self.choose(logits, raw, draw)

@@ -68,12 +68,16 @@ pub(crate) struct Scheduler {
     waiting: BTreeMap<Rank, Sequence>,
     running: Vec<Sequence>,
     counts: SchedulerCounts,
+    /// Waiting sequences that ran before.
+    preempted: usize,
+    /// The first of the waiting sequences when it last found no blocks, and the state of the pool then.
+    refused: Option<(SequenceId, u64)>,
 }
 
 impl Scheduler {
     pub(crate) fn new(limits: SchedulerLimits, pool: BlockPool) -> Self {
         let counts = SchedulerCounts::default();
-        Scheduler { limits, pool, waiting: BTreeMap::new(), running: Vec::new(), counts }
+        Scheduler { limits, pool, waiting: BTreeMap::new(), running: Vec::new(), counts, preempted: 0, refused: None }
     }
 
     /// Queues a sequence. Its tokens and all that it will generate must fit into the pool's blocks.
@@ -101,9 +105,14 @@ impl Scheduler {
         (self.pool.total() - self.pool.available(), self.pool.total())
     }
 
-    /// Forgets what the cache holds; false, and nothing is done, while sequences run.
-    pub(crate) fn reset_prefix_cache(&mut self) -> bool {
-        self.pool.forget_all()
+    /// Sequences that gave their blocks back and wait to be computed again.
+    pub(crate) fn preempted(&self) -> usize {
+        self.preempted
+    }
+
+    /// Forgets what the cache holds: while nothing runs, or where a step failed whose blocks were named already.
+    pub(crate) fn forget_cache(&mut self) {
+        self.pool.forget_all();
     }
 
     /// Chooses the next step; empty when nothing is left to run.
@@ -117,7 +126,9 @@ impl Scheduler {
         let mut place = 0;
         while place < self.running.len() && step.budget > 0 {
             let has_company = self.running.len() + self.waiting.len() > 1;
-            let tokens = step.share(&self.running[place], self.running[place].remaining(), 1, has_company);
+            let waiting = self.waiting.len().min(limits.max_num_seqs - self.running.len());
+            let rows = step.rows_for(1, waiting);
+            let tokens = step.share(&self.running[place], self.running[place].remaining(), rows, has_company);
             if self.grow_or_preempt(&mut place, tokens, &mut step)? {
                 step.schedule(place, tokens, self.running[place].rows(tokens) - 1);
                 place += 1;
@@ -138,20 +149,31 @@ impl Scheduler {
     fn admit(&mut self, step: &mut Step<'_>) -> Result<(), BlockPoolError> {
         let limits = self.limits;
         while step.budget > 0 && step.rows > 0 && self.running.len() < limits.max_num_seqs {
+            let waiting = self.waiting.len().saturating_sub(1).min(limits.max_num_seqs - self.running.len() - 1);
             let Some(mut first) = self.waiting.first_entry() else { break };
             let sequence = first.get_mut();
+            let standing = (sequence.id, self.pool.changes());
+            // Looking a long prompt up again, where nothing has changed, is work for nothing.
+            if self.refused == Some(standing) {
+                break;
+            }
             let found = sequence.find(&self.pool, &limits);
             let length = sequence.tokens.len();
             let remaining = length - found.len() * limits.block_size;
-            let tokens = step.share(sequence, remaining, 0, !self.running.is_empty());
+            let tokens = step.share(sequence, remaining, step.rows_for(0, waiting), !self.running.is_empty());
             if tokens < remaining && !limits.chunked_prefill && !sequence.wants_prompt_rows() {
                 break;
             }
             let wanted = length.div_ceil(limits.block_size) - found.len();
-            let Some(blocks) = self.pool.take(&found, wanted) else { break };
+            let Some(blocks) = self.pool.take(&found, wanted) else {
+                self.refused = Some(standing);
+                break;
+            };
             let mut sequence = first.remove();
             sequence.admit(blocks, found.len(), limits.block_size);
-            if limits.prefix_caching && !sequence.resumed {
+            if sequence.resumed {
+                self.preempted -= 1;
+            } else if limits.prefix_caching && !sequence.wants_prompt_rows() {
                 sequence.cached = sequence.computed;
                 self.counts.cache_queries += length as u64;
                 self.counts.cache_hits += sequence.cached as u64;
@@ -186,6 +208,7 @@ impl Scheduler {
             step.give_back(victim);
             self.waiting.insert(self.rank(&preempted), preempted);
             self.counts.preemptions += 1;
+            self.preempted += 1;
             if victim == *place {
                 return Ok(false);
             }
@@ -223,7 +246,8 @@ impl Scheduler {
     /// If the pool's books are wrong: a bug.
     pub(crate) fn remove(&mut self, id: SequenceId, priority: i64) -> Result<(), BlockPoolError> {
         let rank = (if self.limits.by_priority { priority } else { 0 }, id);
-        if self.waiting.remove(&rank).is_some() {
+        if let Some(sequence) = self.waiting.remove(&rank) {
+            self.preempted -= usize::from(sequence.resumed);
             return Ok(());
         }
         if let Some(place) = self.running.iter().position(|sequence| sequence.id == id) {
@@ -250,14 +274,19 @@ impl<'a> Step<'a> {
         Step { limits, scheduled: Vec::with_capacity(running), budget: limits.max_num_batched_tokens, rows }
     }
 
-    /// How many of the `remaining` tokens of a sequence may run; at least one while the budget and the rows last. `kept` rows are
-    /// kept for it already.
-    fn share(&self, sequence: &Sequence, remaining: usize, kept: usize, has_company: bool) -> usize {
+    /// The rows that one sequence may take, of which `kept` are kept for it already: some are left for those that wait, so that a long
+    /// prompt whose probabilities are wanted does not keep them out.
+    fn rows_for(&self, kept: usize, waiting: usize) -> usize {
+        (self.rows - waiting.min(self.rows.div_ceil(2)) + kept).max(1)
+    }
+
+    /// How many of the `remaining` tokens of a sequence may run; at least one while the budget and the rows last.
+    fn share(&self, sequence: &Sequence, remaining: usize, rows: usize, has_company: bool) -> usize {
         let mut tokens = remaining.min(self.budget);
         if self.limits.long_prefill > 0 && self.limits.chunked_prefill && has_company {
             tokens = tokens.min(self.limits.long_prefill);
         }
-        if sequence.wants_prompt_rows() { tokens.min(self.rows + kept) } else { tokens }
+        if sequence.wants_prompt_rows() { tokens.min(rows) } else { tokens }
     }
 
     fn schedule(&mut self, place: usize, tokens: usize, more_rows: usize) {

@@ -1,5 +1,7 @@
 //! One sequence as the scheduler sees it.
 
+use std::sync::Arc;
+
 use super::SchedulerLimits;
 use crate::block_pool::{BlockHash, BlockPool, BlockPoolError};
 
@@ -14,7 +16,7 @@ pub(crate) struct NewSequence {
     /// Lower is more urgent.
     pub(crate) priority: i64,
     /// Sequences of different salts share no blocks.
-    pub(crate) salt: Option<String>,
+    pub(crate) salt: Option<Arc<str>>,
     /// Whether the logits after each token of the prompt are wanted, and not only after the last.
     pub(crate) wants_prompt_rows: bool,
 }
@@ -36,7 +38,7 @@ pub(crate) struct Sequence {
     pub(super) resumed: bool,
     /// Tokens of the prompt while a row of logits is wanted for each; 0 if not, and once the first token is there.
     prompt_rows: usize,
-    salt: Option<String>,
+    salt: Option<Arc<str>>,
     /// Names of its full blocks, as far as they were worked out.
     names: Vec<BlockHash>,
     /// Blocks that bear their name in the pool.

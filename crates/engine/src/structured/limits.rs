@@ -148,6 +148,14 @@ fn check_grammar(grammar: &str) -> Result<(), StructuredOutputError> {
     if lines > MAX_GRAMMAR_LINES {
         return Err(refused("grammar", format!("it has {lines} lines, and {MAX_GRAMMAR_LINES} are the most")));
     }
+    // A schema inside would pass by the bounds on schemas.
+    for nested in ["%json", "%lark"] {
+        if grammar.contains(nested) {
+            let problem =
+                format!("it has {nested}, which is not supported; give a JSON schema by itself, and write rules out");
+            return Err(refused("grammar", problem));
+        }
+    }
     // Brackets of strings and expressions count as well: more than a grammar needs, and simple.
     let (mut depth, mut deepest) = (0usize, 0);
     for byte in grammar.bytes() {

@@ -394,6 +394,11 @@ fn hostile() -> Vec<(&'static str, StructuredOutput)> {
         ("a chain of rules", grammar(format!("start: r0\n{chain}"))),
         ("a chain of terminals", grammar(format!("start: R0\n{}", chain.to_uppercase()))),
         ("a file", grammar("%import /etc/passwd\nstart: \"a\"".to_owned())),
+        (
+            "a schema in a grammar",
+            grammar("start: %json { \"type\": \"integer\", \"multipleOf\": 99999989 }".to_owned()),
+        ),
+        ("a grammar in a grammar", grammar("start: %lark { start: \"a\" }".to_owned())),
         ("a long grammar", grammar("start: \"a\"\n".repeat(1 << 20))),
         ("a token outside", grammar("start: <[99999999]>".to_owned())),
     ]

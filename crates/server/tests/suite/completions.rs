@@ -84,7 +84,7 @@ fn prompts_times_answers_are_numbered_by_prompt_then_sample() {
     let expected = [(0, " tree"), (1, " tree"), (2, " city lives"), (3, " city lives")];
     assert_eq!(found, expected.map(|(index, text)| (json!(index), json!(text))));
     assert_eq!(reply["usage"]["prompt_tokens"], 2 + long.len());
-    let mut seeds: Vec<_> = server.engine.requests().iter().map(|request| request.params.seed).collect();
+    let mut seeds: Vec<_> = server.engine.requests().iter().map(|request| Some(request.seed)).collect();
     seeds.sort();
     assert_eq!(seeds, [Some(7), Some(7), Some(8), Some(8)]);
 

@@ -156,7 +156,12 @@ fn output(request: &TokenRequest, token: u32, finish: Option<FinishReason>, is_f
     TokenOutput {
         token,
         logprobs: params.logprobs.map(|count| scored(token, count)),
-        finish: finish.map(|reason| Finish { reason, stop_token }),
+        finish: finish.map(|reason| Finish {
+            reason,
+            // An engine knows by which token it ends.
+            by_token: stop_token.is_some() || request.end_tokens.contains(&token),
+            stop_token,
+        }),
         prompt: report,
     }
 }
