@@ -108,6 +108,19 @@ fn a_failure_before_the_first_token_has_a_status() {
 }
 
 #[test]
+fn what_a_request_makes_impossible_is_its_own_fault() {
+    for (failure, param) in [
+        (RequestFailure::Masked("no token is allowed".to_owned()), Value::Null),
+        (RequestFailure::Grammar("no token fits".to_owned()), json!("structured_outputs")),
+    ] {
+        let server = TestServer::with(config(), script(vec![Step::Fail(failure)]));
+        let reply = ask(false).send(server.address);
+        assert!(reply.error(400).contains("no token"));
+        assert_eq!(reply.json()["error"]["param"], param);
+    }
+}
+
+#[test]
 fn a_failure_after_it_is_an_event() {
     let failure = RequestFailure::Sampling("NaN".to_owned());
     let server = TestServer::with(config(), script(vec![city(), Step::Fail(failure)]));
