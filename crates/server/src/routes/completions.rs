@@ -171,13 +171,11 @@ impl Pending {
             choice.text.push_str(text);
         }
         let found = report.map(|report| report.logprobs.as_slice()).unwrap_or_default();
-        if !request.echo {
-            choice.prompt_logprobs = (!found.is_empty()).then(|| scores::of_prompt(tokenizer, found));
-            return;
+        if let Some(count) = request.prompt_logprobs.filter(|_| !found.is_empty()) {
+            choice.prompt_logprobs = Some(scores::of_prompt(tokenizer, &scores::cut(found, count)));
         }
-        if request.options.sampling.logprobs.is_none() {
-            return;
-        }
+        let Some(count) = request.options.sampling.logprobs.filter(|_| request.echo) else { return };
+        let found = &*scores::cut(found, count);
         let logprobs = choice.logprobs.get_or_insert_default();
         let add = |logprobs: &mut CompletionLogprobs| {
             for (token, found) in prompt.tokens.iter().zip(found) {
