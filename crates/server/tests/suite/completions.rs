@@ -300,6 +300,17 @@ fn bad_requests_are_refused_with_their_field() {
 }
 
 #[test]
+fn answers_are_drawn_unless_the_request_or_the_model_says_otherwise() {
+    // The model's own settings have `do_sample` false, and name no temperature.
+    let server = TestServer::with(config(), script(says(" city")));
+    for (body, temperature) in [(json!({"prompt": "a", "n": 2}), 1.0), (json!({"prompt": "a", "temperature": 0}), 0.0)]
+    {
+        server.post("/v1/completions", &body).json();
+        assert_eq!(server.engine.requests().pop().unwrap().params.temperature, temperature);
+    }
+}
+
+#[test]
 fn salts_reach_the_engine_and_so_do_priorities_where_they_count() {
     let server = TestServer::with(ServerConfig { priority_scheduling: true, ..config() }, script(says(" city")));
     server
