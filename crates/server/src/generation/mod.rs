@@ -14,6 +14,7 @@ use crate::model::{ServedModel, api_error};
 use crate::prompt::{Job, ReadyPrompt};
 use crate::protocol::response::Usage;
 use crate::protocol::{ApiError, RequestOptions};
+use crate::scores;
 use crate::state::App;
 
 pub(crate) use sse::{Chunks, respond};
@@ -37,6 +38,8 @@ pub(crate) struct Generation {
     counts_answers: bool,
     completion_tokens: usize,
     cached_tokens: usize,
+    /// Tokens that the answers may name.
+    told: usize,
     pub(crate) active: ActiveRequest,
 }
 
@@ -72,6 +75,7 @@ impl Generation {
             counts_answers,
             completion_tokens: 0,
             cached_tokens: 0,
+            told: 0,
             active,
         };
         generation.first = generation.next().await.transpose()?;
@@ -109,6 +113,11 @@ impl Generation {
         self.tracks.len()
     }
 
+    /// How many tokens the answers may name so far, in their texts and with probabilities: a measure of their size.
+    pub(crate) fn told(&self) -> usize {
+        self.told
+    }
+
     /// The tokens so far.
     pub(crate) fn usage(&self) -> Usage {
         let prompt_tokens = self.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
@@ -121,9 +130,11 @@ impl Generation {
             self.completion_tokens += 1;
         }
         self.metrics.generation_tokens.inc();
+        self.told += 1 + delta.logprobs.as_ref().map_or(0, |found| found.top.len());
         let is_first_of_prompt = delta.index.is_multiple_of(self.samples);
         let prompt_tokens = self.prompt_of(delta.index).map_or(0, |prompt| prompt.tokens.len());
         if let Some(report) = &delta.prompt {
+            self.told += prompt_tokens + scores::count(&report.logprobs);
             self.metrics.prompt_tokens.inc_by(prompt_tokens as u64);
             self.metrics.cached_tokens.inc_by(report.cached_tokens as u64);
             // The other answers to a prompt find what the first has computed.

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response};
 
-use super::{Failure, json_of_model};
+use super::{Failure, json_of_model, to_json};
 use crate::body::read_json;
 use crate::generation::{Arrival, Chunks, Generation, respond};
 use crate::prompt::{self, ReadyPrompt};
@@ -54,7 +54,9 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         finished.extend(choices.push(delta?, &generation));
     }
     finished.sort_by_key(|choice| choice.index);
-    json_of_model(&head.response(finished, Some(generation.usage())), generation.active.clone())
+    let response = head.response(finished, Some(generation.usage()));
+    let text = scores::over(generation.told(), || to_json(&response))?;
+    Ok(json_of_model(text, generation.active.clone()))
 }
 
 /// What all chunks of an answer share.

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response};
 
-use super::{Failure, json_of_model};
+use super::{Failure, json_of_model, to_json};
 use crate::body::read_json;
 use crate::model::api_error;
 use crate::prompt;
@@ -27,9 +27,9 @@ pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request<Body>
         let tokens = prompt::encode(&model, &text, request.add_special_tokens)?;
         let spelled = |token: &u32| model.tokenizer().token(*token).unwrap_or_default();
         let texts = request.return_token_strs.then(|| tokens.iter().map(spelled).collect());
-        Ok(TokenizeResponse::new(tokens, texts, model.context.max_model_len))
+        to_json(&TokenizeResponse::new(tokens, texts, model.context.max_model_len))
     };
-    json_of_model(&app.prepare(work).await?, active)
+    Ok(json_of_model(app.prepare(work).await?, active))
 }
 
 pub(super) async fn detokenize(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response<Body>, Failure> {
@@ -39,7 +39,7 @@ pub(super) async fn detokenize(State(app): State<Arc<App>>, request: Request<Bod
     let work = move || {
         let request = DetokenizeRequest::parse(&body, &model.context)?;
         let prompt = model.tokenizer().decode(&request.tokens, false).map_err(|error| api_error(error.into()))?;
-        Ok(DetokenizeResponse { prompt })
+        to_json(&DetokenizeResponse { prompt })
     };
-    json_of_model(&app.prepare(work).await?, active)
+    Ok(json_of_model(app.prepare(work).await?, active))
 }
