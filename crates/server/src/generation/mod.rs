@@ -63,7 +63,7 @@ impl Generation {
         let tracks = requests.iter().map(|_| Track::new(at)).collect();
         let answers = model.llm.submit(requests).map_err(api_error)?;
         let mut generation = Generation {
-            deadline: app.config.limits.request_time.map(|limit| at + limit),
+            deadline: app.config.limits.request_time.and_then(|limit| at.checked_add(limit)),
             samples: options.sampling.n.max(1),
             app,
             model,
