@@ -163,12 +163,13 @@ impl Generation {
     }
 
     fn out_of_time(&mut self) -> ApiError {
-        tracing::warn!("a request took longer than {:?}", self.app.config.limits.request_time.unwrap_or_default());
+        let limit = self.app.config.limits.request_time.unwrap_or_default();
+        tracing::warn!("a request took longer than {limit:?}");
         for track in self.tracks.iter_mut().filter(|track| !track.is_done()) {
             track.give_up();
             self.metrics.failed.inc();
         }
-        ApiError::unavailable("the answer took longer than this server allows", None)
+        ApiError::answer_too_slow(limit)
     }
 }
 

@@ -3,6 +3,8 @@
 //! Messages may quote what a client sent, so they are bounded and free of control characters whatever came in: an
 //! answer to a bad request has at most 16 kB.
 
+use std::time::Duration;
+
 use allotrope_engine::SamplingError;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
@@ -154,6 +156,14 @@ impl ApiError {
         }
     }
 
+    /// 503: the answer took longer than `limit`, which the server allows for one. Asking the same again takes as long.
+    pub fn answer_too_slow(limit: Duration) -> Self {
+        let message = format!(
+            "The answer was not finished within {limit:?}, which is the longest that this server allows for one (--request-timeout). Ask for fewer tokens, or raise the limit of this server."
+        );
+        Self::new(503, "ServiceUnavailableError", &message, None)
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> u16 {
         self.status
@@ -267,6 +277,7 @@ mod tests {
             (ApiError::not_implemented("m"), 501, "NotImplementedError"),
             (ApiError::overloaded(1), 503, "ServiceUnavailableError"),
             (ApiError::unavailable("it is loading", None), 503, "ServiceUnavailableError"),
+            (ApiError::answer_too_slow(Duration::from_secs(9)), 503, "ServiceUnavailableError"),
         ];
         for (error, status, kind) in errors {
             let body: Value = serde_json::from_str(&error.to_json()).unwrap();

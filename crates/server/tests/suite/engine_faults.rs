@@ -211,7 +211,8 @@ fn a_request_has_only_so_much_time() {
     let server = TestServer::with(config, hangs_after_one());
     let events = ask(true).send(server.address).events();
     assert_eq!(events.last().unwrap()["error"]["code"], 503);
-    ask(false).send(server.address).error(503);
+    let message = ask(false).send(server.address).error(503);
+    assert!(message.contains("1.5s") && !message.contains("not ready"), "{message}");
     until("both are cancelled", || server.engine.cancelled() == 2);
 }
 
