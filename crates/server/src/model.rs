@@ -7,7 +7,7 @@ use allotrope_model::{ChatTemplate, GenerationConfig, ModelError, Tokenizer};
 use tokio::time::Instant;
 
 use crate::config::ServerConfig;
-use crate::protocol::{ApiError, RequestContext, identifiers};
+use crate::protocol::{ApiError, RequestContext, for_log, identifiers};
 use crate::tools::ToolFormat;
 
 /// The least that a prompt may have in bytes, whatever the model: short contexts of short tokens get readable errors.
@@ -144,7 +144,7 @@ pub(crate) fn api_error(error: EngineError) -> ApiError {
             ApiError::invalid("messages", &format!("The chat template refuses this conversation: {problem}"))
         }
         error => {
-            tracing::error!("a request failed: {}", error.to_string().escape_debug());
+            tracing::error!("a request failed: {}", for_log(&error.to_string()));
             ApiError::internal()
         }
     }

@@ -13,6 +13,7 @@ use hyper::body::{Frame, SizeHint};
 use super::RequestId;
 use crate::connection::ActivityGuard;
 use crate::lifecycle::ActiveRequest;
+use crate::protocol::for_log;
 use crate::routes;
 use crate::state::App;
 
@@ -42,7 +43,7 @@ impl Observation {
             started: Instant::now(),
             method: method_label(request.method()),
             route: routes::label(request.uri().path()),
-            path: request.uri().path().chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect(),
+            path: for_log(&request.uri().path().chars().take(MAX_SHOWN).collect::<String>()),
             id,
             status: None,
         }

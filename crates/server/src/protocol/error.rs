@@ -231,15 +231,32 @@ pub(crate) fn quote(text: &str) -> String {
     }
 }
 
-/// `text` in at most `max_bytes`, with a mark in place of each character that could confuse a terminal or a log: control
-/// characters, line separators, and those that turn the direction of writing.
+/// A text for the log: with an escape in place of each character that could confuse a terminal or look like another line, and all
+/// others, quotes among them, as they are.
+pub(crate) fn for_log(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_unsafe(character) {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    shown
+}
+
+/// Whether a character could confuse a terminal or a log: control characters, line separators, and those that turn the
+/// direction of writing.
+fn is_unsafe(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `text` in at most `max_bytes`, with a mark in place of each character that is unsafe to show.
 fn scrub(text: &str, max_bytes: usize) -> String {
     const ELLIPSIS: char = '…';
     let mut clean = String::with_capacity(text.len().min(max_bytes));
     for character in text.chars() {
-        let is_unsafe = character.is_control()
-            || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        let character = if is_unsafe { char::REPLACEMENT_CHARACTER } else { character };
+        let character = if is_unsafe(character) { char::REPLACEMENT_CHARACTER } else { character };
         if clean.len() + character.len_utf8() + ELLIPSIS.len_utf8() > max_bytes {
             clean.push(ELLIPSIS);
             break;
@@ -311,6 +328,12 @@ mod tests {
         assert!(!error.message().chars().any(|character| character.is_control() || character == '\u{202e}'));
         let error = ApiError::invalid(&"\\\"".repeat(1 << 20), &"\u{1}\"\\".repeat(1 << 20));
         assert!(error.to_json().len() <= 16 << 10, "{}", error.to_json().len());
+    }
+
+    #[test]
+    fn a_text_in_the_log_stays_readable_and_on_its_line() {
+        assert_eq!(for_log("can't read \"é\\\""), "can't read \"é\\\"");
+        assert_eq!(for_log("a\r\nINFO b\u{1b}[31m\u{202e}\u{2028}"), "a\\r\\nINFO b\\u{1b}[31m\\u{202e}\\u{2028}");
     }
 
     proptest! {
