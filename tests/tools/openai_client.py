@@ -48,20 +48,20 @@ def models(client, model):
 
 
 def chat(client, model):
-    answer = client.chat.completions.create(model=model, messages=QUESTION)
+    answer = client.chat.completions.create(model=model, messages=QUESTION, temperature=0)
     choice = answer.choices[0]
     assert (choice.message.content, choice.message.role) == (ANSWER, "assistant"), choice
     assert choice.finish_reason == "stop" and answer.object == "chat.completion"
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     parts = client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": [{"type": "text", "text": "What is 7 + 8?"}]}]
+        model=model, messages=[{"role": "user", "content": [{"type": "text", "text": "What is 7 + 8?"}]}], temperature=0
     )
     assert parts.choices[0].message.content == ANSWER
 
 
 def chat_stream(client, model):
     stream = client.chat.completions.create(
-        model=model, messages=QUESTION, stream=True, stream_options={"include_usage": True}
+        model=model, messages=QUESTION, temperature=0, stream=True, stream_options={"include_usage": True}
     )
     chunks = list(stream)
     assert len({chunk.id for chunk in chunks}) == 1
@@ -98,7 +98,7 @@ def seeds(client, model):
 
 
 def logprobs(client, model):
-    answer = client.chat.completions.create(model=model, messages=QUESTION, logprobs=True, top_logprobs=3)
+    answer = client.chat.completions.create(model=model, messages=QUESTION, temperature=0, logprobs=True, top_logprobs=3)
     content = answer.choices[0].logprobs.content
     assert "".join(token.token for token in content if not token.token.startswith("<|")) == ANSWER
     for token in content:
@@ -114,16 +114,16 @@ def logprobs(client, model):
 
 
 def stop_and_bias(client, model):
-    answer = client.chat.completions.create(model=model, messages=QUESTION, stop=[" ="])
+    answer = client.chat.completions.create(model=model, messages=QUESTION, temperature=0, stop=[" ="])
     assert answer.choices[0].message.content == "7 + 8" and answer.choices[0].finish_reason == "stop"
-    banned = client.chat.completions.create(model=model, messages=QUESTION, extra_body={"bad_words": ["15"]})
+    banned = client.chat.completions.create(model=model, messages=QUESTION, temperature=0, extra_body={"bad_words": ["15"]})
     assert "15" not in banned.choices[0].message.content
 
 
 def structured(client, model):
     schema = {"type": "object", "properties": {"sum": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["sum"]}
     answer = client.chat.completions.create(
-        model=model, messages=QUESTION, max_tokens=64,
+        model=model, messages=QUESTION, max_tokens=64, temperature=0,
         response_format={"type": "json_schema", "json_schema": {"name": "sum", "schema": schema | {"additionalProperties": False}}},
     )
     assert isinstance(json.loads(answer.choices[0].message.content)["sum"], int)
@@ -140,14 +140,14 @@ def structured(client, model):
 def tools(client, model):
     for choice in ["required", {"type": "function", "function": {"name": "get_weather"}}]:
         answer = client.chat.completions.create(
-            model=model, messages=QUESTION, tools=[WEATHER], tool_choice=choice, max_tokens=200
+            model=model, messages=QUESTION, tools=[WEATHER], tool_choice=choice, max_tokens=200, temperature=0
         )
         call = answer.choices[0].message.tool_calls[0]
         arguments = json.loads(call.function.arguments)
         assert call.function.name == "get_weather" and arguments["city"] in ("Rome", "Oslo"), call
         assert isinstance(arguments["days"], int) and call.id
         chunks = client.chat.completions.create(
-            model=model, messages=QUESTION, tools=[WEATHER], tool_choice=choice, max_tokens=200, stream=True
+            model=model, messages=QUESTION, tools=[WEATHER], tool_choice=choice, max_tokens=200, temperature=0, stream=True
         )
         deltas = [d for chunk in chunks if chunk.choices for d in chunk.choices[0].delta.tool_calls or []]
         assert deltas[0].function.name == "get_weather" and deltas[0].id
@@ -160,7 +160,7 @@ def tools(client, model):
             tools=[WEATHER], tool_choice="none", max_tokens=8,
         )
         assert not followed.choices[0].message.tool_calls
-    free = client.chat.completions.create(model=model, messages=QUESTION, tools=[WEATHER], tool_choice="none")
+    free = client.chat.completions.create(model=model, messages=QUESTION, tools=[WEATHER], tool_choice="none", temperature=0)
     assert not free.choices[0].message.tool_calls and free.choices[0].message.content
 
 

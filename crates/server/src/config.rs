@@ -10,6 +10,8 @@ use crate::tools::ToolFormat;
 
 /// Longest prefix of metric names, in bytes.
 const MAX_METRICS_PREFIX: usize = 64;
+/// The longest time that anything may take: some thirty years. Moments that are further away than that can't be told everywhere.
+pub const MAX_TIME: Duration = Duration::from_secs(1_000_000_000);
 
 /// Bounds on what clients may send and hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -193,6 +195,9 @@ impl ServerConfig {
         if self.stream_interval == 0 {
             return wrong("stream_interval", "it must be at least 1");
         }
+        if let Some((field, _)) = self.times().into_iter().find(|(_, time)| *time > MAX_TIME) {
+            return wrong(field, &format!("it is longer than {} seconds", MAX_TIME.as_secs()));
+        }
         let limits = &self.limits;
         if limits.connections == 0 || limits.header_count == 0 || limits.preparations == 0 || limits.body_bytes == 0 {
             return wrong("limits", "connections, headers, preparations and bytes of a body must each be at least 1");
@@ -201,5 +206,23 @@ impl ServerConfig {
             return wrong("limits.header_bytes", "it must be at least 1024");
         }
         Ok(())
+    }
+
+    /// Every time of the configuration by its name.
+    fn times(&self) -> [(&'static str, Duration); 11] {
+        let limits = &self.limits;
+        [
+            ("limits.header_timeout", limits.header_timeout),
+            ("limits.body_timeout", limits.body_timeout),
+            ("limits.write_timeout", limits.write_timeout),
+            ("limits.keep_alive", limits.keep_alive),
+            ("limits.request_time", limits.request_time.unwrap_or_default()),
+            ("limits.preparation_time", limits.preparation_time),
+            ("shutdown_timeout", self.shutdown_timeout),
+            ("sse_keep_alive_interval", self.sse_keep_alive_interval.unwrap_or_default()),
+            ("stats_interval", self.stats_interval),
+            ("step_watchdog", self.step_watchdog),
+            ("engine_death_grace", self.engine_death_grace.unwrap_or_default()),
+        ]
     }
 }

@@ -39,7 +39,7 @@ mod signals;
 mod state;
 pub mod tools;
 
-pub use config::{HttpLimits, ServerConfig};
+pub use config::{HttpLimits, MAX_TIME, ServerConfig};
 pub use error::ServerError;
 pub use server::{Server, ServerHandle};
 pub use signals::signals;

@@ -105,10 +105,10 @@ impl Lifecycle {
         }
     }
 
-    /// Counts a request of the model until the guard is dropped.
+    /// Counts a request of the model until the guard and its clones are dropped.
     pub(crate) fn begin(self: &Arc<Self>) -> ActiveRequest {
         self.active.send_modify(|active| *active += 1);
-        ActiveRequest(Arc::clone(self))
+        ActiveRequest { _counted: Arc::new(Counted(Arc::clone(self))) }
     }
 
     /// Requests of the model that are being answered.
@@ -123,11 +123,16 @@ impl Lifecycle {
     }
 }
 
-/// A request of the model that is being answered.
-#[derive(Debug)]
-pub(crate) struct ActiveRequest(Arc<Lifecycle>);
+/// A request of the model that is being answered. As an extension of a response it lasts until that is sent.
+#[derive(Debug, Clone)]
+pub(crate) struct ActiveRequest {
+    _counted: Arc<Counted>,
+}
 
-impl Drop for ActiveRequest {
+#[derive(Debug)]
+struct Counted(Arc<Lifecycle>);
+
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.active.send_modify(|active| *active = active.saturating_sub(1));
     }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use allotrope_engine::{AsyncLlm, EngineError, EngineState, StructuredOutputError};
-use allotrope_model::{ChatTemplate, ModelError, Tokenizer};
+use allotrope_engine::{AsyncLlm, EngineError, EngineState, SamplingParams, StructuredOutputError};
+use allotrope_model::{ChatTemplate, GenerationConfig, ModelError, Tokenizer};
 use tokio::time::Instant;
 
 use crate::config::ServerConfig;
-use crate::protocol::{ApiError, RequestContext, identifiers};
+use crate::protocol::{ApiError, RequestContext, for_log, identifiers};
 use crate::tools::ToolFormat;
 
 /// The least that a prompt may have in bytes, whatever the model: short contexts of short tokens get readable errors.
@@ -47,7 +47,7 @@ impl ServedModel {
             vocabulary: text.vocabulary(),
             max_model_len: text.max_model_len(),
             max_logprobs: config.max_logprobs,
-            defaults: text.default_sampling_params(),
+            defaults: defaults(text.checkpoint().generation()),
             max_prompt_bytes,
             max_text_bytes: config.limits.body_bytes,
             trust_request_chat_template: config.trust_request_chat_template,
@@ -95,6 +95,21 @@ fn format_of(template: &str) -> ToolFormat {
     if is_llama && !template.contains("<tool_call>") { ToolFormat::Llama3Json } else { ToolFormat::Hermes }
 }
 
+/// What holds where a request says nothing. Clients of this interface expect answers that are drawn unless they say otherwise, so
+/// `do_sample` does not count here, which is false in many checkpoints for no reason but that it is the default.
+fn defaults(said: &GenerationConfig) -> SamplingParams {
+    let defaults = SamplingParams { temperature: 1.0, ..SamplingParams::default() };
+    SamplingParams {
+        temperature: said.temperature.unwrap_or(defaults.temperature),
+        top_p: said.top_p.unwrap_or(defaults.top_p),
+        top_k: said.top_k.and_then(|count| u32::try_from(count).ok()).unwrap_or(defaults.top_k),
+        min_p: said.min_p.unwrap_or(defaults.min_p),
+        repetition_penalty: said.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+        max_tokens: said.max_new_tokens,
+        ..defaults
+    }
+}
+
 /// As many bytes as the longest tokens could have in a context of `max_model_len`.
 fn longest_prompt(tokenizer: &Tokenizer, max_model_len: usize) -> usize {
     let bound = u32::try_from(tokenizer.id_bound()).unwrap_or(u32::MAX);
@@ -129,7 +144,7 @@ pub(crate) fn api_error(error: EngineError) -> ApiError {
             ApiError::invalid("messages", &format!("The chat template refuses this conversation: {problem}"))
         }
         error => {
-            tracing::error!("a request failed: {}", error.to_string().escape_debug());
+            tracing::error!("a request failed: {}", for_log(&error.to_string()));
             ApiError::internal()
         }
     }
@@ -157,5 +172,40 @@ impl Progress {
             (self.steps, self.since) = (steps, Instant::now());
         }
         self.since.elapsed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_what_the_model_names_whether_or_not_it_says_to_sample() {
+        let unnamed = defaults(&GenerationConfig::default());
+        assert_eq!(unnamed, SamplingParams { temperature: 1.0, max_tokens: None, ..SamplingParams::default() });
+        for do_sample in [None, Some(false), Some(true)] {
+            let said = GenerationConfig {
+                do_sample,
+                temperature: Some(0.5),
+                top_p: Some(0.75),
+                top_k: Some(40),
+                min_p: Some(0.125),
+                repetition_penalty: Some(1.5),
+                max_new_tokens: Some(30),
+                ..GenerationConfig::default()
+            };
+            let expected = SamplingParams {
+                temperature: 0.5,
+                top_p: 0.75,
+                top_k: 40,
+                min_p: 0.125,
+                repetition_penalty: 1.5,
+                max_tokens: Some(30),
+                ..SamplingParams::default()
+            };
+            assert_eq!(defaults(&said), expected, "{do_sample:?}");
+        }
+        let greedy = defaults(&GenerationConfig { temperature: Some(0.0), ..GenerationConfig::default() });
+        assert!(greedy.temperature == 0.0 && greedy.validate().is_ok());
     }
 }

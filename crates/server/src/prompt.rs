@@ -75,7 +75,7 @@ pub(crate) fn of_chat(model: &ServedModel, config: &ServerConfig, request: &Chat
     Ok(job)
 }
 
-/// The text of a conversation.
+/// The text of a conversation, no longer than a prompt may be.
 pub(crate) fn render(model: &ServedModel, input: &ChatInput) -> Result<String, ApiError> {
     let refused = |error: allotrope_model::ModelError| api_error(error.into());
     let own;
@@ -99,7 +99,10 @@ pub(crate) fn render(model: &ServedModel, input: &ChatInput) -> Result<String, A
         add_generation_prompt: input.add_generation_prompt,
         continue_final_message: input.continue_final_message,
     };
-    template.render_conversation(&conversation).map_err(refused)
+    let text = template.render_conversation(&conversation).map_err(refused)?;
+    // What was read is bounded by its texts, but numbers and marks become text too.
+    model.context.check_prompt_bytes(text.len())?;
+    Ok(text)
 }
 
 /// The tokens of a text.

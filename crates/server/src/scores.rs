@@ -1,8 +1,9 @@
 //! Probabilities of tokens, from the engine's form to that of answers.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use allotrope_engine::TokenLogprobs;
+use allotrope_engine::{LogprobCount, TokenLogprobs};
 use allotrope_model::Tokenizer;
 
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -22,6 +23,22 @@ pub(crate) fn over<T>(tokens: usize, work: impl FnOnce() -> T) -> T {
 /// How many tokens the positions of a prompt name.
 pub(crate) fn count(found: &[Option<TokenLogprobs>]) -> usize {
     found.iter().map(|found| 1 + found.as_ref().map_or(0, |found| found.top.len())).sum()
+}
+
+/// At most so many of the likeliest tokens at each position.
+pub(crate) fn cut(found: &[Option<TokenLogprobs>], count: LogprobCount) -> Cow<'_, [Option<TokenLogprobs>]> {
+    let LogprobCount::Top(most) = count else { return Cow::Borrowed(found) };
+    let most = most as usize;
+    if found.iter().flatten().all(|found| found.top.len() <= most) {
+        return Cow::Borrowed(found);
+    }
+    let position = |found: &TokenLogprobs| TokenLogprobs {
+        token: found.token,
+        logprob: found.logprob,
+        rank: found.rank,
+        top: found.top.iter().take(most).copied().collect(),
+    };
+    found.iter().map(|found| found.as_ref().map(position)).collect()
 }
 
 /// A position of an answer or a prompt.

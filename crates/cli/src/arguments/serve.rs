@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::builder::PossibleValuesParser;
+use allotrope_server::MAX_TIME;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use clap::{Arg, ArgAction, Command, value_parser};
 
 use super::{MODEL, clients};
@@ -74,6 +75,11 @@ fn switch(name: &'static str, help: &'static str, heading: &'static str) -> Arg 
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help).help_heading(heading)
 }
 
+/// Seconds, as many as the server takes.
+fn seconds() -> RangedU64ValueParser<u64> {
+    RangedU64ValueParser::new().range(..=MAX_TIME.as_secs())
+}
+
 fn of_address() -> Vec<Arg> {
     vec![
         argument(HOST, "HOST", "The name or address to listen at; others can reach 0.0.0.0", ADDRESS).default_value("127.0.0.1"),
@@ -129,7 +135,7 @@ fn of_answers() -> Vec<Arg> {
         switch(FORCE_USAGE, "Tell the usage at the end of every stream", ANSWERS),
         switch(PROMPT_DETAILS, "Tell in the usage how many tokens of the prompt were in the prefix cache", ANSWERS),
         argument(KEEP_ALIVE, "SECONDS", "Send a comment where a stream is silent for so long; 0 never", ANSWERS)
-            .value_parser(value_parser!(u64))
+            .value_parser(seconds())
             .default_value("15"),
         argument(STREAM_INTERVAL, "N", "Tokens of a chunk of a stream", ANSWERS)
             .value_parser(value_parser!(u32).range(1..))
@@ -138,13 +144,13 @@ fn of_answers() -> Vec<Arg> {
 }
 
 fn of_operation() -> Vec<Arg> {
-    let seconds = |name, default: &'static str, help| {
-        argument(name, "SECONDS", help, OPERATION).value_parser(value_parser!(u64)).default_value(default)
+    let time = |name, default: &'static str, help| {
+        argument(name, "SECONDS", help, OPERATION).value_parser(seconds()).default_value(default)
     };
     vec![
-        seconds(SHUTDOWN_TIMEOUT, "0", "How long open requests may go on after SIGTERM; 0 aborts them at once"),
-        seconds(REQUEST_TIMEOUT, "0", "How long one answer may take; 0 is no bound"),
-        seconds(
+        time(SHUTDOWN_TIMEOUT, "0", "How long open requests may go on after SIGTERM; 0 aborts them at once"),
+        time(REQUEST_TIMEOUT, "0", "How long one answer may take; 0 is no bound"),
+        time(
             STEP_TIMEOUT,
             "60",
             "How long requests may run without a step before /health says that something is wrong",

@@ -107,7 +107,7 @@ impl Client {
 /// The address of a server, without the slash at its end.
 fn checked(base: &str) -> Result<String, ClientError> {
     let wrong = |message: &str| {
-        let shown = error::clean(base);
+        let shown = without_secrets(base);
         Err(ClientError::Usage(format!("{shown}: {message}; give an address such as http://127.0.0.1:8000/v1")))
     };
     let url = match Url::parse(base) {
@@ -116,9 +116,7 @@ fn checked(base: &str) -> Result<String, ClientError> {
     };
     match url.scheme() {
         "http" if !url.username().is_empty() || url.password().is_some() => {
-            // The message must not repeat a password.
-            let message = "the URL has a name or a password in it; give a key with --api-key instead";
-            Err(ClientError::Usage(message.to_owned()))
+            wrong("the URL has a name or a password in it; give a key with --api-key instead")
         }
         "http" if url.query().is_some() || url.fragment().is_some() => wrong("the URL must end with its path"),
         "http" => Ok(base.trim_end_matches('/').to_owned()),
@@ -127,6 +125,14 @@ fn checked(base: &str) -> Result<String, ClientError> {
              the server",
         ),
         _ => wrong("only http is supported"),
+    }
+}
+
+/// An address as a message may show it: without a name and a password, where it could have one. What can't be read is cut as well.
+fn without_secrets(address: &str) -> String {
+    match address.rsplit_once('@') {
+        Some((_, host)) => format!("…@{}", error::clean(host)),
+        None => error::clean(address),
     }
 }
 
@@ -184,6 +190,11 @@ mod tests {
             ("ftp://127.0.0.1", "only http"),
             ("http://127.0.0.1/v1?a=b", "must end with its path"),
             ("http://me:secret@127.0.0.1/v1", "--api-key"),
+            ("https://me:secret@127.0.0.1/v1", "no TLS"),
+            ("ftp://secret@127.0.0.1", "only http"),
+            ("http://me:secret@127.0.0.1:99999/v1", "not a URL"),
+            ("http://me:secret@one@127.0.0.1 /v1?", "…@127.0.0.1"),
+            ("me:secret@127.0.0.1:8000", "only http"),
         ] {
             let error = Client::new(base, None).unwrap_err();
             assert!(matches!(&error, ClientError::Usage(message) if message.contains(part)), "{base}: {error}");

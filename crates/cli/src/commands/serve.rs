@@ -12,6 +12,7 @@ use allotrope_server::tools::ToolFormat;
 use allotrope_server::{HttpLimits, Server, ServerConfig, ServerError, ServerHandle, signals};
 use clap::ArgMatches;
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::runtime::Runtime;
 
 use crate::arguments::clients::API_KEY;
 use crate::arguments::serve as flags;
@@ -40,7 +41,7 @@ pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
     ));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
     let runtime = runtime.map_err(|error| CliError::Failure(format!("starting the threads of the server: {error}")))?;
-    runtime.block_on(async {
+    finish(runtime, async {
         let handle = server.handle();
         signals(handle.clone()).map_err(refused)?;
         let progress = Progress::new();
@@ -56,6 +57,14 @@ pub(super) fn run(matches: &ArgMatches, started: Instant, environment: &Environm
         let refusal = refusal.lock().unwrap_or_else(PoisonError::into_inner).take();
         ended.map_err(|error| refusal.unwrap_or(error))
     })
+}
+
+/// Runs what is to be done, and waits for nothing else: work on a thread that may block has no bound on its time, and nobody is left
+/// to wait for its result. Dropping the runtime would wait, and signals would be heard no more.
+fn finish<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
 }
 
 /// Whether the settings ask for scheduling by priority, which the server needs to know before the model is there.
@@ -207,6 +216,38 @@ impl Progress {
     fn clear(&self) {
         if let Some(spinner) = &self.spinner {
             spinner.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn the_end_does_not_wait_for_work_that_never_ends() {
+        for result in [Ok(()), Err("the engine died")] {
+            let (ended, wait) = mpsc::channel();
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+                let given = finish(runtime, async {
+                    let (began, begins) = tokio::sync::oneshot::channel();
+                    tokio::task::spawn_blocking(move || {
+                        began.send(()).unwrap();
+                        loop {
+                            std::thread::park();
+                        }
+                    });
+                    begins.await.unwrap();
+                    result
+                });
+                ended.send(given).unwrap();
+            });
+            assert_eq!(wait.recv_timeout(Duration::from_secs(60)), Ok(result));
         }
     }
 }

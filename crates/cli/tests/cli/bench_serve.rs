@@ -95,6 +95,28 @@ fn the_seed_makes_the_prompts() {
 }
 
 #[test]
+fn one_at_a_time_the_requests_come_in_the_order_of_the_data() {
+    let server = ScriptedServer::answering(Reply::Stream(completion(&["a"], 5, 1)));
+    let folder = TempDir::new().unwrap();
+    let prompts: Vec<String> = (0..100).map(|place| format!("prompt {place}")).collect();
+    let lines: Vec<String> = prompts.iter().map(|prompt| json!({ "prompt": prompt }).to_string()).collect();
+    std::fs::write(folder.path().join("prompts.jsonl"), lines.join("\n")).unwrap();
+    let more = [
+        "--dataset-name",
+        "custom",
+        "--dataset-path",
+        "prompts.jsonl",
+        "--num-prompts",
+        "100",
+        "--max-concurrency",
+        "1",
+    ];
+    bench(&server, &folder, &more).0.ok();
+    let came: Vec<Value> = server.requests().iter().map(|request| request.body["prompt"].clone()).collect();
+    assert_eq!(json!(came), json!(prompts));
+}
+
+#[test]
 fn a_seed_that_nobody_chose_is_warned_of() {
     let server = ScriptedServer::answering(Reply::Stream(completion(&["a"], 5, 1)));
     let run = run(&[&["bench", "serve", "--base-url", &server.url("")], &SMALL[..]].concat()).ok();

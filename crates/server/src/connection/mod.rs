@@ -13,11 +13,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 
@@ -37,6 +38,17 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(crate) enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl Transport {
+    /// Whether the client has closed its side, or all of it, as far as it is known; whatever was not read before.
+    fn is_closed_by_client(&self) -> bool {
+        let ready = match self {
+            Transport::Tcp(stream) => stream.ready(Interest::READABLE).now_or_never(),
+            Transport::Unix(stream) => stream.ready(Interest::READABLE).now_or_never(),
+        };
+        ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
+    }
 }
 
 impl AsyncRead for Transport {

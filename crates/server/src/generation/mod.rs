@@ -14,6 +14,7 @@ use crate::model::{ServedModel, api_error};
 use crate::prompt::{Job, ReadyPrompt};
 use crate::protocol::response::Usage;
 use crate::protocol::{ApiError, RequestOptions};
+use crate::scores;
 use crate::state::App;
 
 pub(crate) use sse::{Chunks, respond};
@@ -37,7 +38,9 @@ pub(crate) struct Generation {
     counts_answers: bool,
     completion_tokens: usize,
     cached_tokens: usize,
-    _active: ActiveRequest,
+    /// Tokens that the answers may name.
+    told: usize,
+    pub(crate) active: ActiveRequest,
 }
 
 impl Generation {
@@ -60,7 +63,7 @@ impl Generation {
         let tracks = requests.iter().map(|_| Track::new(at)).collect();
         let answers = model.llm.submit(requests).map_err(api_error)?;
         let mut generation = Generation {
-            deadline: app.config.limits.request_time.map(|limit| at + limit),
+            deadline: app.config.limits.request_time.and_then(|limit| at.checked_add(limit)),
             samples: options.sampling.n.max(1),
             app,
             model,
@@ -72,7 +75,8 @@ impl Generation {
             counts_answers,
             completion_tokens: 0,
             cached_tokens: 0,
-            _active: active,
+            told: 0,
+            active,
         };
         generation.first = generation.next().await.transpose()?;
         Ok(generation)
@@ -109,6 +113,11 @@ impl Generation {
         self.tracks.len()
     }
 
+    /// How many tokens the answers may name so far, in their texts and with probabilities: a measure of their size.
+    pub(crate) fn told(&self) -> usize {
+        self.told
+    }
+
     /// The tokens so far.
     pub(crate) fn usage(&self) -> Usage {
         let prompt_tokens = self.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
@@ -121,9 +130,11 @@ impl Generation {
             self.completion_tokens += 1;
         }
         self.metrics.generation_tokens.inc();
+        self.told += 1 + delta.logprobs.as_ref().map_or(0, |found| found.top.len());
         let is_first_of_prompt = delta.index.is_multiple_of(self.samples);
         let prompt_tokens = self.prompt_of(delta.index).map_or(0, |prompt| prompt.tokens.len());
         if let Some(report) = &delta.prompt {
+            self.told += prompt_tokens + scores::count(&report.logprobs);
             self.metrics.prompt_tokens.inc_by(prompt_tokens as u64);
             self.metrics.cached_tokens.inc_by(report.cached_tokens as u64);
             // The other answers to a prompt find what the first has computed.
@@ -152,12 +163,13 @@ impl Generation {
     }
 
     fn out_of_time(&mut self) -> ApiError {
-        tracing::warn!("a request took longer than {:?}", self.app.config.limits.request_time.unwrap_or_default());
+        let limit = self.app.config.limits.request_time.unwrap_or_default();
+        tracing::warn!("a request took longer than {limit:?}");
         for track in self.tracks.iter_mut().filter(|track| !track.is_done()) {
             track.give_up();
             self.metrics.failed.inc();
         }
-        ApiError::unavailable("the answer took longer than this server allows", None)
+        ApiError::answer_too_slow(limit)
     }
 }
 

@@ -39,12 +39,14 @@ struct EventStream<C> {
 /// The response with all events. Its head is written now, so the first token must be there.
 pub(crate) fn respond<C: Chunks>(generation: Generation, chunks: C, tells_usage: bool) -> Response<Body> {
     let keep_alive = generation.app.config.sse_keep_alive_interval;
+    let active = generation.active.clone();
     let events = EventStream { generation, chunks, tells_usage, keep_alive, last_sent: Instant::now(), is_done: false };
     let body = Body::from_stream(stream::unfold(events, |mut events| async {
         let bytes = events.next().await?;
         Some((Ok::<Bytes, Infallible>(bytes), events))
     }));
     let mut response = Response::new(body);
+    response.extensions_mut().insert(active);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));

@@ -44,7 +44,7 @@ pub(crate) async fn answer(
     let observation = Observation::begin(Arc::clone(&app), activity, &request, id.clone());
     request.extensions_mut().insert(id.clone());
     let mut response = if cross_origin::is_preflight(&request) {
-        cross_origin::preflight(origin.is_some())
+        cross_origin::preflight(request.headers(), origin.is_some())
     } else if let Err(error) = app.keys.check(&request) {
         Failure(error).into_response()
     } else {

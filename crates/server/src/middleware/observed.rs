@@ -12,13 +12,15 @@ use hyper::body::{Frame, SizeHint};
 
 use super::RequestId;
 use crate::connection::ActivityGuard;
+use crate::lifecycle::ActiveRequest;
+use crate::protocol::for_log;
 use crate::routes;
 use crate::state::App;
 
 /// A request that is being answered. It is counted when it is dropped, with its answer or without.
 pub(super) struct Observation {
     app: Arc<App>,
-    _activity: ActivityGuard,
+    activity: ActivityGuard,
     started: Instant,
     method: &'static str,
     route: &'static str,
@@ -37,19 +39,22 @@ impl Observation {
     pub(super) fn begin(app: Arc<App>, activity: ActivityGuard, request: &Request<Body>, id: RequestId) -> Self {
         Observation {
             app,
-            _activity: activity,
+            activity,
             started: Instant::now(),
             method: method_label(request.method()),
             route: routes::label(request.uri().path()),
-            path: request.uri().path().chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect(),
+            path: for_log(&request.uri().path().chars().take(MAX_SHOWN).collect::<String>()),
             id,
             status: None,
         }
     }
 
     /// Goes on to the end of the answer.
-    pub(super) fn attach(mut self, response: Response<Body>) -> Response<Body> {
+    pub(super) fn attach(mut self, mut response: Response<Body>) -> Response<Body> {
         self.status = Some(response.status().as_u16());
+        if let Some(request) = response.extensions_mut().remove::<ActiveRequest>() {
+            self.activity.hold(request);
+        }
         response.map(|inner| Body::new(ObservedBody { inner, _observation: self }))
     }
 }

@@ -1,5 +1,6 @@
 //! `POST /v1/completions`: the request.
 
+use allotrope_engine::LogprobCount;
 use serde_json::{Map, Value};
 
 use super::context::RequestContext;
@@ -28,9 +29,11 @@ pub enum CompletionPrompt {
 pub struct CompletionRequest {
     /// The prompts, at least one and none empty. The answers to prompt `p` have the indices `p × n` to `p × n + n − 1`.
     pub prompts: Vec<CompletionPrompt>,
-    /// The text begins with the prompt. With log-probabilities this asks for those of the prompt too, which
-    /// `sampling.prompt_logprobs` then says.
+    /// The text begins with the prompt. With log-probabilities this asks for those of the prompt too, so that
+    /// `sampling.prompt_logprobs` is the greater of `logprobs` and `prompt_logprobs`.
     pub echo: bool,
+    /// How many log-probabilities of the prompt the answer tells by themselves; `None` if it does not.
+    pub prompt_logprobs: Option<LogprobCount>,
     /// The answer is the prompt alone (`max_tokens` 0 with `echo`); `sampling.max_tokens` is 1, because the engine
     /// generates at least one token, which is to be left out.
     pub prompt_only: bool,
@@ -64,8 +67,9 @@ impl CompletionRequest {
         let prompt_only = max_tokens == 0;
         params.max_tokens = Some(max_tokens.max(1));
         params.logprobs = sampling::log_probabilities(&fields, "logprobs", context)?;
-        if echo && params.prompt_logprobs.is_none() {
-            params.prompt_logprobs = params.logprobs;
+        let prompt_logprobs = params.prompt_logprobs;
+        if echo {
+            params.prompt_logprobs = greater(prompt_logprobs, params.logprobs);
         }
         params.validate()?;
         let prompts = prompts(&fields, params.truncate_prompt_tokens.is_some(), context)?;
@@ -78,7 +82,16 @@ impl CompletionRequest {
             return Err(ApiError::invalid("n", &message));
         }
         let options = RequestOptions::read(&fields, params, true)?;
-        Ok(CompletionRequest { prompts, echo, prompt_only, options })
+        Ok(CompletionRequest { prompts, echo, prompt_logprobs, prompt_only, options })
+    }
+}
+
+/// The count that asks for more.
+fn greater(one: Option<LogprobCount>, other: Option<LogprobCount>) -> Option<LogprobCount> {
+    match (one, other) {
+        (Some(LogprobCount::Top(one)), Some(LogprobCount::Top(other))) => Some(LogprobCount::Top(one.max(other))),
+        (Some(_), Some(_)) => Some(LogprobCount::All),
+        (one, other) => one.or(other),
     }
 }
 

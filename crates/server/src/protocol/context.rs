@@ -15,7 +15,8 @@ pub struct RequestContext {
     pub max_model_len: usize,
     /// The most alternatives that may be asked for with each token; `All` also accepts -1 for the whole vocabulary.
     pub max_logprobs: LogprobCount,
-    /// What holds where a request says nothing: the model's own `generation_config.json` over the engine's defaults.
+    /// What holds where a request says nothing: what the model's own `generation_config.json` names, and otherwise the
+    /// defaults of OpenAI's interface.
     pub defaults: SamplingParams,
     /// The most bytes of text in one prompt or conversation, so that nothing longer is tokenized: what
     /// `max_model_len` of the longest tokens would have.

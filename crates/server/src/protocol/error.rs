@@ -3,6 +3,8 @@
 //! Messages may quote what a client sent, so they are bounded and free of control characters whatever came in: an
 //! answer to a bad request has at most 16 kB.
 
+use std::time::Duration;
+
 use allotrope_engine::SamplingError;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
@@ -154,6 +156,14 @@ impl ApiError {
         }
     }
 
+    /// 503: the answer took longer than `limit`, which the server allows for one. Asking the same again takes as long.
+    pub fn answer_too_slow(limit: Duration) -> Self {
+        let message = format!(
+            "The answer was not finished within {limit:?}, which is the longest that this server allows for one (--request-timeout). Ask for fewer tokens, or raise the limit of this server."
+        );
+        Self::new(503, "ServiceUnavailableError", &message, None)
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> u16 {
         self.status
@@ -221,15 +231,32 @@ pub(crate) fn quote(text: &str) -> String {
     }
 }
 
-/// `text` in at most `max_bytes`, with a mark in place of each character that could confuse a terminal or a log: control
-/// characters, line separators, and those that turn the direction of writing.
+/// A text for the log: with an escape in place of each character that could confuse a terminal or look like another line, and all
+/// others, quotes among them, as they are.
+pub(crate) fn for_log(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match is_unsafe(character) {
+            true => shown.extend(character.escape_default()),
+            false => shown.push(character),
+        }
+    }
+    shown
+}
+
+/// Whether a character could confuse a terminal or a log: control characters, line separators, and those that turn the
+/// direction of writing.
+fn is_unsafe(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// `text` in at most `max_bytes`, with a mark in place of each character that is unsafe to show.
 fn scrub(text: &str, max_bytes: usize) -> String {
     const ELLIPSIS: char = '…';
     let mut clean = String::with_capacity(text.len().min(max_bytes));
     for character in text.chars() {
-        let is_unsafe = character.is_control()
-            || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        let character = if is_unsafe { char::REPLACEMENT_CHARACTER } else { character };
+        let character = if is_unsafe(character) { char::REPLACEMENT_CHARACTER } else { character };
         if clean.len() + character.len_utf8() + ELLIPSIS.len_utf8() > max_bytes {
             clean.push(ELLIPSIS);
             break;
@@ -267,6 +294,7 @@ mod tests {
             (ApiError::not_implemented("m"), 501, "NotImplementedError"),
             (ApiError::overloaded(1), 503, "ServiceUnavailableError"),
             (ApiError::unavailable("it is loading", None), 503, "ServiceUnavailableError"),
+            (ApiError::answer_too_slow(Duration::from_secs(9)), 503, "ServiceUnavailableError"),
         ];
         for (error, status, kind) in errors {
             let body: Value = serde_json::from_str(&error.to_json()).unwrap();
@@ -300,6 +328,12 @@ mod tests {
         assert!(!error.message().chars().any(|character| character.is_control() || character == '\u{202e}'));
         let error = ApiError::invalid(&"\\\"".repeat(1 << 20), &"\u{1}\"\\".repeat(1 << 20));
         assert!(error.to_json().len() <= 16 << 10, "{}", error.to_json().len());
+    }
+
+    #[test]
+    fn a_text_in_the_log_stays_readable_and_on_its_line() {
+        assert_eq!(for_log("can't read \"é\\\""), "can't read \"é\\\"");
+        assert_eq!(for_log("a\r\nINFO b\u{1b}[31m\u{202e}\u{2028}"), "a\\r\\nINFO b\\u{1b}[31m\\u{202e}\\u{2028}");
     }
 
     proptest! {

@@ -20,6 +20,7 @@ pub mod tokenize;
 
 pub use context::RequestContext;
 pub use error::ApiError;
+pub(crate) use error::for_log;
 pub use options::{RequestOptions, StreamOptions};
 
 /// The most prompts of one request.

@@ -36,7 +36,7 @@ pub struct RequestOptions {
     pub cache_salt: Option<String>,
     /// Lower numbers go first.
     pub priority: i64,
-    /// Who asks, as the client says; for the log alone.
+    /// Who asks, as the client says. Nothing depends on it, and it is not logged.
     pub user: Option<String>,
 }
 

@@ -9,7 +9,7 @@ use axum::extract::State;
 use axum::http::{Request, Response};
 
 use super::completions::stop_reason;
-use super::{Failure, json};
+use super::{Failure, json_of_model, to_json};
 use crate::body::read_json;
 use crate::generation::{Arrival, Chunks, Generation, respond};
 use crate::model::ServedModel;
@@ -106,7 +106,8 @@ async fn whole(head: Head, request: ChatRequest, mut generation: Generation) -> 
     let mut response = ChatCompletionResponse::new(&head.id, head.created, &head.model, choices, generation.usage());
     response.prompt_logprobs = prompt_logprobs;
     response.prompt_token_ids = prompt_token_ids(&request, &generation);
-    json(&response)
+    let text = scores::over(generation.told(), || to_json(&response))?;
+    Ok(json_of_model(text, generation.active.clone()))
 }
 
 fn prompt_token_ids(request: &ChatRequest, generation: &Generation) -> Option<Vec<u32>> {

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response};
 
-use super::{Failure, json};
+use super::{Failure, json_of_model, to_json};
 use crate::body::read_json;
 use crate::generation::{Arrival, Chunks, Generation, respond};
 use crate::prompt::{self, ReadyPrompt};
@@ -54,7 +54,9 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         finished.extend(choices.push(delta?, &generation));
     }
     finished.sort_by_key(|choice| choice.index);
-    json(&head.response(finished, Some(generation.usage())))
+    let response = head.response(finished, Some(generation.usage()));
+    let text = scores::over(generation.told(), || to_json(&response))?;
+    Ok(json_of_model(text, generation.active.clone()))
 }
 
 /// What all chunks of an answer share.
@@ -171,13 +173,11 @@ impl Pending {
             choice.text.push_str(text);
         }
         let found = report.map(|report| report.logprobs.as_slice()).unwrap_or_default();
-        if !request.echo {
-            choice.prompt_logprobs = (!found.is_empty()).then(|| scores::of_prompt(tokenizer, found));
-            return;
+        if let Some(count) = request.prompt_logprobs.filter(|_| !found.is_empty()) {
+            choice.prompt_logprobs = Some(scores::of_prompt(tokenizer, &scores::cut(found, count)));
         }
-        if request.options.sampling.logprobs.is_none() {
-            return;
-        }
+        let Some(count) = request.options.sampling.logprobs.filter(|_| request.echo) else { return };
+        let found = &*scores::cut(found, count);
         let logprobs = choice.logprobs.get_or_insert_default();
         let add = |logprobs: &mut CompletionLogprobs| {
             for (token, found) in prompt.tokens.iter().zip(found) {

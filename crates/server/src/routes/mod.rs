@@ -17,6 +17,7 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::lifecycle::ActiveRequest;
 use crate::metrics::EXPOSITION_TYPE;
 use crate::protocol::ApiError;
 use crate::state::App;
@@ -103,13 +104,25 @@ fn with_type(content_type: &'static str, body: Bytes) -> Response<Body> {
     response
 }
 
-/// An answer that is one JSON value.
-pub(crate) fn json<T: Serialize>(value: &T) -> Result<Response<Body>, Failure> {
+/// An answer that is one small JSON value.
+fn json<T: Serialize>(value: &T) -> Result<Response<Body>, Failure> {
+    Ok(with_type("application/json", to_json(value)?))
+}
+
+/// An answer of the model that is JSON. Its request is active until it is sent.
+fn json_of_model(text: Bytes, active: ActiveRequest) -> Response<Body> {
+    let mut response = with_type("application/json", text);
+    response.extensions_mut().insert(active);
+    response
+}
+
+/// The text of a value. Takes long for large ones.
+fn to_json<T: Serialize>(value: &T) -> Result<Bytes, ApiError> {
     let text = serde_json::to_vec(value).map_err(|error| {
         tracing::error!("writing an answer: {error} (a bug)");
         ApiError::internal()
     })?;
-    Ok(with_type("application/json", text.into()))
+    Ok(text.into())
 }
 
 /// An error as an answer.

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response};
 
-use super::{Failure, json};
+use super::{Failure, json_of_model, to_json};
 use crate::body::read_json;
 use crate::model::api_error;
 use crate::prompt;
@@ -16,7 +16,7 @@ use crate::state::App;
 
 pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response<Body>, Failure> {
     let model = app.lifecycle.model()?;
-    let _active = app.lifecycle.begin();
+    let active = app.lifecycle.begin();
     let body = read_json(&app, request).await?;
     let work = move || {
         let request = TokenizeRequest::parse(&body, &model.context)?;
@@ -27,19 +27,19 @@ pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request<Body>
         let tokens = prompt::encode(&model, &text, request.add_special_tokens)?;
         let spelled = |token: &u32| model.tokenizer().token(*token).unwrap_or_default();
         let texts = request.return_token_strs.then(|| tokens.iter().map(spelled).collect());
-        Ok(TokenizeResponse::new(tokens, texts, model.context.max_model_len))
+        to_json(&TokenizeResponse::new(tokens, texts, model.context.max_model_len))
     };
-    json(&app.prepare(work).await?)
+    Ok(json_of_model(app.prepare(work).await?, active))
 }
 
 pub(super) async fn detokenize(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response<Body>, Failure> {
     let model = app.lifecycle.model()?;
-    let _active = app.lifecycle.begin();
+    let active = app.lifecycle.begin();
     let body = read_json(&app, request).await?;
     let work = move || {
         let request = DetokenizeRequest::parse(&body, &model.context)?;
         let prompt = model.tokenizer().decode(&request.tokens, false).map_err(|error| api_error(error.into()))?;
-        Ok(DetokenizeResponse { prompt })
+        to_json(&DetokenizeResponse { prompt })
     };
-    json(&app.prepare(work).await?)
+    Ok(json_of_model(app.prepare(work).await?, active))
 }

@@ -38,7 +38,8 @@ fn call_schema(tool: &ToolDefinition, index: usize) -> Value {
         fields.shift_remove("$schema");
         fields.shift_remove("$id");
     }
-    let parameters = moved_below(parameters, &format!("#/items/anyOf/{index}/properties/parameters"));
+    let root = format!("#/items/anyOf/{index}/properties/parameters");
+    let parameters = moved_below(parameters, &root, Keys::Keywords);
     json!({
         "type": "object",
         "properties": {"name": {"const": tool.name}, "parameters": parameters},
@@ -47,13 +48,23 @@ fn call_schema(tool: &ToolDefinition, index: usize) -> Value {
     })
 }
 
+/// What the keys of an object in a schema are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keys {
+    /// Keywords of JSON schema.
+    Keywords,
+    /// Names that the schema's author chose, of schemas.
+    Names,
+}
+
 /// A schema that was a whole document, with its references set right for its place `root` in another. The depth of a
 /// request's schema is bounded, and so is the recursion.
-fn moved_below(schema: Value, root: &str) -> Value {
+fn moved_below(schema: Value, root: &str, keys: Keys) -> Value {
     match schema {
         Value::Object(fields) => {
             let moved = |(key, value): (String, Value)| {
                 let value = match (key.as_str(), value) {
+                    (_, value) if keys == Keys::Names => moved_below(value, root, Keys::Keywords),
                     ("$ref", Value::String(target)) => match target.strip_prefix('#') {
                         Some(pointer) if pointer.is_empty() || pointer.starts_with('/') => {
                             Value::String(format!("{root}{pointer}"))
@@ -62,13 +73,18 @@ fn moved_below(schema: Value, root: &str) -> Value {
                     },
                     // Values, not schemas.
                     ("const" | "enum" | "default" | "examples", value) => value,
-                    (_, value) => moved_below(value, root),
+                    ("properties" | "patternProperties" | "dependentSchemas" | "$defs" | "definitions", value) => {
+                        moved_below(value, root, Keys::Names)
+                    }
+                    (_, value) => moved_below(value, root, Keys::Keywords),
                 };
                 (key, value)
             };
             Value::Object(fields.into_iter().map(moved).collect::<Map<_, _>>())
         }
-        Value::Array(values) => Value::Array(values.into_iter().map(|value| moved_below(value, root)).collect()),
+        Value::Array(values) => {
+            Value::Array(values.into_iter().map(|value| moved_below(value, root, Keys::Keywords)).collect())
+        }
         plain => plain,
     }
 }
@@ -112,5 +128,26 @@ mod tests {
         assert_eq!(parameters["properties"]["b"]["const"]["$ref"], "#/kept");
         assert_eq!(parameters.get("$id"), None);
         assert_eq!(schema["items"]["anyOf"][0]["properties"]["name"]["const"], "f");
+    }
+
+    #[test]
+    fn references_of_parameters_with_names_of_keywords_are_set_right_too() {
+        let names = ["default", "enum", "const", "examples", "properties", "$defs", "$ref"];
+        let all =
+            || names.iter().map(|name| ((*name).to_owned(), json!({"$ref": "#/$defs/enum"}))).collect::<Map<_, _>>();
+        let schema = json!({
+            "type": "object", "properties": all(), "patternProperties": all(),
+            "$defs": {"enum": {"enum": [{"$ref": "#/kept"}]}, "const": {"properties": all()}},
+        });
+        let output = forced_output(&ToolChoice::Required, &[tool("f", Some(schema))], false);
+        let Some(StructuredOutput::Json(schema)) = output else { panic!("{output:?}") };
+        let parameters = &schema["items"]["anyOf"][0]["properties"]["parameters"];
+        for place in ["/properties", "/patternProperties", "/$defs/const/properties"] {
+            for name in names {
+                let reference = &parameters.pointer(place).unwrap()[name]["$ref"];
+                let target = reference.as_str().unwrap().strip_prefix('#').unwrap();
+                assert_eq!(schema.pointer(target), Some(&json!({"enum": [{"$ref": "#/kept"}]})), "{place}/{name}");
+            }
+        }
     }
 }

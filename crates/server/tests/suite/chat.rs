@@ -224,3 +224,19 @@ fn pictures_are_refused_and_nothing_is_fetched() {
     }
     assert!(listener.accept().is_err(), "nobody came");
 }
+
+#[test]
+fn what_a_template_makes_long_is_refused_before_it_is_tokenized() {
+    let server = TestServer::start();
+    // Numbers are no text before they are written.
+    let parameters = json!({"type": "object", "properties": {"a": {"enum": (0..200_000).collect::<Vec<u32>>()}}});
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]);
+    let body = json!({"messages": hello(), "tools": tools, "tool_choice": "none"});
+    for path in ["/v1/chat/completions", "/tokenize"] {
+        let reply = server.post(path, &body);
+        let message = reply.error(400);
+        assert!(message.contains("maximum context length") && message.contains("bytes"), "{path}: {message}");
+        assert_eq!(reply.json()["error"]["param"], "input_tokens");
+    }
+    assert!(server.engine.requests().is_empty());
+}

@@ -128,6 +128,30 @@ fn echo_with_probabilities_of_token_prompts_as_evaluations_ask() {
 }
 
 #[test]
+fn probabilities_of_a_prompt_are_told_beside_its_echo_each_as_many_as_asked_for() {
+    let server = TestServer::with(config(), script(says(" city")));
+    for (logprobs, prompt_logprobs, engine) in [(json!(1), 5, 5), (json!(4), 2, 4), (Value::Null, 3, 3)] {
+        let body =
+            json!({"prompt": [8, 9, 10], "echo": true, "logprobs": logprobs, "prompt_logprobs": prompt_logprobs});
+        let choice = server.post("/v1/completions", &body).json()["choices"][0].clone();
+        let prompt = choice["prompt_logprobs"].as_array().unwrap();
+        assert_eq!((prompt.len(), &prompt[0]), (3, &Value::Null));
+        assert_eq!(prompt[1].as_object().unwrap().len(), prompt_logprobs, "{choice}");
+        let top = &choice["logprobs"]["top_logprobs"];
+        match logprobs.as_u64() {
+            Some(count) => {
+                let counts: Vec<usize> =
+                    top.as_array().unwrap()[1..].iter().map(|top| top.as_object().unwrap().len()).collect();
+                assert_eq!(counts, vec![count as usize; 3], "two of the prompt and one of the answer: {choice}");
+            }
+            None => assert_eq!(choice["logprobs"], Value::Null),
+        }
+        let asked = server.engine.requests().pop().unwrap().params.prompt_logprobs;
+        assert_eq!(asked, Some(LogprobCount::Top(engine)));
+    }
+}
+
+#[test]
 fn only_the_prompt_is_echoed_where_no_token_is_wanted() {
     let server = TestServer::with(config(), script(says(" city")));
     let body = json!({"prompt": "The tree", "echo": true, "max_tokens": 0, "logprobs": 0});
@@ -273,6 +297,17 @@ fn bad_requests_are_refused_with_their_field() {
     let zipped = Request::post("/v1/completions", "{}").header("content-encoding: gzip");
     zipped.send(server.address).error(415);
     assert!(server.engine.requests().is_empty());
+}
+
+#[test]
+fn answers_are_drawn_unless_the_request_or_the_model_says_otherwise() {
+    // The model's own settings have `do_sample` false, and name no temperature.
+    let server = TestServer::with(config(), script(says(" city")));
+    for (body, temperature) in [(json!({"prompt": "a", "n": 2}), 1.0), (json!({"prompt": "a", "temperature": 0}), 0.0)]
+    {
+        server.post("/v1/completions", &body).json();
+        assert_eq!(server.engine.requests().pop().unwrap().params.temperature, temperature);
+    }
 }
 
 #[test]

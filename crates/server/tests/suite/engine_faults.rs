@@ -1,5 +1,6 @@
 //! What clients see when the engine, or one of their own, is gone.
 
+use std::io::Write;
 use std::net::Shutdown;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use allotrope_engine::{QueueLimits, RequestFailure};
 use allotrope_server::{ServerConfig, ServerError};
 use serde_json::{Value, json};
 
-use crate::support::client::{Reply, Request, read_all, read_until};
+use crate::support::client::{Reply, Request, connect, read_all, read_until};
 use crate::support::engine::{self, Step, hangs_after_one, script, tokens};
 use crate::support::{TestServer, config, until};
 
@@ -44,6 +45,38 @@ fn a_client_that_leaves_cancels_its_request() {
 }
 
 #[test]
+fn a_client_that_leaves_bytes_behind_has_left_too() {
+    let whole = ask(false).bytes(false);
+    // A byte too many, another request, and as much as fits beside it into the buffers of a socket.
+    for behind in [b"x".to_vec(), whole.clone(), vec![b'x'; 50_000]] {
+        let server = TestServer::with(config(), script(vec![Step::Hang]));
+        let mut client = connect(server.address);
+        client.write_all(&[whole.clone(), behind].concat()).unwrap();
+        until("the request arrives", || server.engine.requests().len() == 1);
+        drop(client);
+        until("the request is cancelled", || server.engine.cancelled() == 1);
+        assert_eq!(server.engine.requests().len(), 1, "what follows is not run for nobody");
+    }
+}
+
+#[test]
+fn requests_that_follow_without_waiting_are_answered_in_order_however_long_each_takes() {
+    let server = TestServer::with(config(), script(vec![Step::Gate, engine::says(" city")[0].clone()]));
+    let long = json!({"prompt": "The", "max_tokens": 500, "unknown": "x".repeat(200_000)});
+    let last = Request::post("/v1/completions", &long.to_string()).bytes(true);
+    let mut client = connect(server.address);
+    client.write_all(&[ask(false).bytes(false), ask(false).bytes(false), last].concat()).unwrap();
+    for place in 1..=3 {
+        until("it arrives", || server.engine.requests().len() == place);
+        // Longer than between two looks at a socket.
+        std::thread::sleep(Duration::from_millis(600));
+        server.engine.pass(1);
+    }
+    let text = read_all(&mut client);
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 3, "{text}");
+}
+
+#[test]
 fn a_client_that_only_stops_sending_has_left_too() {
     let server = TestServer::with(config(), hangs_after_one());
     let mut client = ask(true).open(server.address);
@@ -72,6 +105,19 @@ fn a_failure_before_the_first_token_has_a_status() {
         assert!(!message.contains("77") && !message.contains("0x"), "{message}");
     }
     assert_eq!(server.get("/health").status, 200, "others go on");
+}
+
+#[test]
+fn what_a_request_makes_impossible_is_its_own_fault() {
+    for (failure, param) in [
+        (RequestFailure::Masked("no token is allowed".to_owned()), Value::Null),
+        (RequestFailure::Grammar("no token fits".to_owned()), json!("structured_outputs")),
+    ] {
+        let server = TestServer::with(config(), script(vec![Step::Fail(failure)]));
+        let reply = ask(false).send(server.address);
+        assert!(reply.error(400).contains("no token"));
+        assert_eq!(reply.json()["error"]["param"], param);
+    }
 }
 
 #[test]
@@ -165,7 +211,8 @@ fn a_request_has_only_so_much_time() {
     let server = TestServer::with(config, hangs_after_one());
     let events = ask(true).send(server.address).events();
     assert_eq!(events.last().unwrap()["error"]["code"], 503);
-    ask(false).send(server.address).error(503);
+    let message = ask(false).send(server.address).error(503);
+    assert!(message.contains("1.5s") && !message.contains("not ready"), "{message}");
     until("both are cancelled", || server.engine.cancelled() == 2);
 }
 

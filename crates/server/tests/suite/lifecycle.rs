@@ -1,13 +1,14 @@
 //! From the first probe to the last answer.
 
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use allotrope_engine::QueueLimits;
-use allotrope_server::{Server, ServerConfig, ServerError};
+use allotrope_server::{MAX_TIME, Server, ServerConfig, ServerError};
 use serde_json::json;
 
-use crate::support::client::{Request, connect, read_all, read_until};
+use crate::support::client::{Reply, Request, connect, read_all, read_until};
 use crate::support::engine::{self, Step, hangs_after_one, script, tokens};
 use crate::support::{DEADLINE, TestServer, config, until};
 
@@ -85,6 +86,26 @@ fn the_first_call_lets_streams_finish_and_takes_nothing_new() {
 }
 
 #[test]
+fn whole_answers_that_slow_clients_read_are_finished_too() {
+    let server = TestServer::with(ServerConfig { shutdown_timeout: DEADLINE, ..config() }, engine::words());
+    // Far more than the buffers of a socket hold.
+    let body =
+        json!({"prompt": "a", "n": 16, "temperature": 1, "max_tokens": 1000, "logprobs": 20, "ignore_eos": true});
+    let mut client = Request::post("/v1/completions", &body.to_string()).open(server.address);
+    until("it is generated", || server.engine.requests().len() == 16 && server.status.running() == 0);
+    let mut byte = [0; 1];
+    client.read_exact(&mut byte).unwrap();
+    server.handle.shutdown();
+    until("it drains", || server.get("/ready").status == 503);
+    // Longer than answers have that are cut off.
+    std::thread::sleep(Duration::from_millis(1500));
+    let text = format!("{}{}", char::from(byte[0]), read_all(&mut client));
+    let choices = Reply::parse(&text).unwrap().json()["choices"].as_array().unwrap().len();
+    assert_eq!(choices, 16);
+    server.join().unwrap();
+}
+
+#[test]
 fn without_time_open_streams_are_told_and_end() {
     let server = TestServer::with(config(), hangs_after_one());
     let mut client = stream().open(server.address);
@@ -122,7 +143,6 @@ fn a_stream_that_does_not_end_in_time_is_aborted() {
 
 #[test]
 fn a_unix_socket_serves_and_goes_with_its_server() {
-    use std::io::{Read, Write};
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("server.socket");
     let server = Server::bind(ServerConfig { uds: Some(path.clone()), ..config() }).unwrap();
@@ -145,7 +165,11 @@ fn a_unix_socket_serves_and_goes_with_its_server() {
 
 #[test]
 fn settings_that_can_not_be_are_told_before_anything_is_opened() {
-    let wrong: [(&str, ServerConfig); 6] = [
+    let mut endless = config();
+    endless.limits.request_time = Some(Duration::MAX);
+    let wrong: [(&str, ServerConfig); 8] = [
+        ("request_time", endless),
+        ("sse_keep_alive_interval", ServerConfig { sse_keep_alive_interval: Some(Duration::MAX), ..config() }),
         ("api_keys", ServerConfig { api_keys: vec![String::new()], ..config() }),
         ("metrics_prefix", ServerConfig { metrics_prefix: "9 lives".to_owned(), ..config() }),
         ("root_path", ServerConfig { root_path: "llm/".to_owned(), ..config() }),
@@ -157,6 +181,26 @@ fn settings_that_can_not_be_are_told_before_anything_is_opened() {
         let message = Server::bind(config).unwrap_err().to_string();
         assert!(message.contains(field), "{field}: {message}");
     }
+}
+
+#[test]
+fn the_longest_times_that_can_be_set_are_times_to_serve_with() {
+    let mut config = ServerConfig { sse_keep_alive_interval: Some(MAX_TIME), step_watchdog: MAX_TIME, ..config() };
+    config.shutdown_timeout = MAX_TIME;
+    let limits = &mut config.limits;
+    (limits.header_timeout, limits.body_timeout, limits.write_timeout) = (MAX_TIME, MAX_TIME, MAX_TIME);
+    (limits.keep_alive, limits.preparation_time, limits.request_time) = (MAX_TIME, MAX_TIME, Some(MAX_TIME));
+    let server = TestServer::with(config, engine::words());
+    assert_eq!(stream().send(server.address).events().len(), 9);
+    // Where the connection goes on, too.
+    let mut client = connect(server.address);
+    for _ in 0..2 {
+        client.write_all(&stream().bytes(false)).unwrap();
+        read_until(&mut client, "[DONE]");
+    }
+    drop(client);
+    server.handle.shutdown();
+    server.join().unwrap();
 }
 
 #[test]

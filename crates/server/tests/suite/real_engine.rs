@@ -28,10 +28,20 @@ fn the_small_model_answers_as_the_library_does() {
     let events = Request::post("/v1/completions", &body.to_string()).send(address).events();
     let texts: String = events.iter().map(|event| event["choices"][0]["text"].as_str().unwrap()).collect();
     assert_eq!(texts, expected);
-    let chat = json!({"messages": [{"role": "user", "content": "What is 7 + 8?"}], "max_tokens": 8});
+    let chat = json!({"messages": [{"role": "user", "content": "What is 7 + 8?"}], "max_tokens": 8, "temperature": 0});
     let reply = Request::post("/v1/chat/completions", &chat.to_string()).send(address).json();
     assert!(!reply["choices"][0]["message"]["content"].as_str().unwrap().is_empty());
     assert_ne!(reply["usage"]["completion_tokens"], Value::Null);
+
+    for (contradiction, part) in [
+        (json!({"allowed_token_ids": [1], "min_tokens": 1}), "token"),
+        (json!({"allowed_token_ids": [40], "structured_outputs": {"choice": ["yes"]}}), "token"),
+    ] {
+        let mut body = json!({"prompt": "The fox", "max_tokens": 4});
+        body.as_object_mut().unwrap().extend(contradiction.as_object().unwrap().clone());
+        let reply = Request::post("/v1/completions", &body.to_string()).send(address);
+        assert!(reply.error(400).contains(part), "{contradiction}: {reply:?}");
+    }
 
     let metrics = Request::get("/metrics").send(address).body;
     for name in [

@@ -85,6 +85,26 @@ fn tokens_of_texts_and_conversations_and_back() {
 }
 
 #[test]
+fn large_answers_come_whole() {
+    let server = TestServer::start();
+    let text = "The city lives. ".repeat(500);
+    let reply = server
+        .post("/tokenize", &json!({"prompt": text, "add_special_tokens": false, "return_token_strs": true}))
+        .json();
+    let tokens = reply["tokens"].as_array().unwrap();
+    assert!(tokens.len() > 1024 && tokens.len() == reply["token_strs"].as_array().unwrap().len());
+    assert_eq!(server.post("/detokenize", &json!({"tokens": tokens})).json(), json!({"prompt": text}));
+    let body = json!({"prompt": vec![10; 500], "max_tokens": 500, "logprobs": 20, "echo": true, "return_token_ids": true, "n": 4});
+    for choice in server.post("/v1/completions", &body).json()["choices"].as_array().unwrap() {
+        assert_eq!(choice["logprobs"]["tokens"].as_array().unwrap().len(), 1000);
+    }
+    let messages = json!([{"role": "user", "content": "Hi"}]);
+    let body = json!({"messages": messages, "max_tokens": 900, "logprobs": true, "top_logprobs": 20});
+    let reply = server.post("/v1/chat/completions", &body).json();
+    assert_eq!(reply["choices"][0]["logprobs"]["content"].as_array().unwrap().len(), 900);
+}
+
+#[test]
 fn metrics_have_the_known_names_and_count_by_route() {
     let server = TestServer::with(ServerConfig { metrics_prefix: "vllm:".to_owned(), ..config() }, engine::words());
     server.post("/v1/completions", &json!({"prompt": "The", "max_tokens": 5})).json();

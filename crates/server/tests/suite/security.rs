@@ -93,6 +93,26 @@ fn preflights_need_no_key_and_only_known_origins_may_read() {
 }
 
 #[test]
+fn scripts_of_known_origins_may_send_the_headers_that_their_library_does() {
+    let config = ServerConfig { allowed_origins: vec!["https://a.example".to_owned()], ..config() };
+    let server = TestServer::with(config, engine::words());
+    let granted = |origin: &str, asked: &str| {
+        let request = Request::new("OPTIONS", "/v1/chat/completions").header(&format!("origin: {origin}"));
+        let request = request.header("access-control-request-method: POST");
+        let reply = request.header(&format!("access-control-request-headers: {asked}")).send(server.address);
+        reply.header("access-control-allow-headers").map(str::to_owned)
+    };
+    let asked = "authorization,content-type,X-Stainless-Arch, x-stainless-retry-count";
+    let expected = "authorization, content-type, x-stainless-arch, x-stainless-retry-count";
+    assert_eq!(granted("https://a.example", asked).as_deref(), Some(expected));
+    assert_eq!(granted("https://b.example", asked), None);
+    for wrong in ["a b", "a,,b", "*/*;", "", &"x".repeat(5000)] {
+        let usual = "authorization, content-type, x-request-id";
+        assert_eq!(granted("https://a.example", wrong).as_deref(), Some(usual), "{wrong}");
+    }
+}
+
+#[test]
 fn request_ids_are_echoed_where_they_are_fit_and_ids_of_answers_stay_unique() {
     let config = ServerConfig { enable_request_id_headers: true, ..config() };
     let server = TestServer::with(config, script(says(" city")));

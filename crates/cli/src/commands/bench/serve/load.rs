@@ -91,13 +91,14 @@ pub(super) async fn run(
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        let (client, form, permits) = (Arc::clone(&client), Arc::clone(&form), permits.clone());
-        let progress = progress.clone();
+        // Here and not in the task, as tasks begin in any order.
+        let permit = match &permits {
+            Some(permits) => Arc::clone(permits).acquire_owned().await.ok(),
+            None => None,
+        };
+        let (client, form, progress) = (Arc::clone(&client), Arc::clone(&form), progress.clone());
         tasks.spawn(async move {
-            let _permit = match permits {
-                Some(permits) => permits.acquire_owned().await.ok(),
-                None => None,
-            };
+            let _permit = permit;
             let outcome = ask(&client, &form, &request, began).await;
             progress.inc(1);
             (index, outcome)
