@@ -16,7 +16,8 @@ pub(super) fn exposition(model: &ServedModel, prefix: &str) -> String {
     let (used, total) = status.blocks();
     let usage = if total == 0 { 0.0 } else { used as f64 / total as f64 };
     out.single(GAUGE, "num_requests_running", "Requests that hold blocks of the KV cache.", status.running());
-    out.single(GAUGE, "num_requests_waiting", "Requests that wait for their first step.", waiting);
+    let waiting = waiting + status.preempted();
+    out.single(GAUGE, "num_requests_waiting", "Requests that wait for their first step, or to go on.", waiting);
     out.single(GAUGE, "num_tokens_waiting", "Tokens of the prompts of requests that wait.", waiting_tokens);
     out.single(GAUGE, "kv_cache_usage_perc", "Part of the KV cache's blocks that is in use, from 0 to 1.", usage);
     out.single(COUNTER, "admission_rejections_total", "Requests refused as too many waited.", status.rejections());

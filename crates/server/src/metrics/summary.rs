@@ -62,7 +62,7 @@ impl Summary {
         let before = std::mem::replace(self, now);
         let prompt_tokens = self.prompt_tokens.saturating_sub(before.prompt_tokens);
         let generation_tokens = self.generation_tokens.saturating_sub(before.generation_tokens);
-        let (running, waiting) = (status.running(), status.waiting().0);
+        let (running, waiting) = (status.running(), status.waiting().0 + status.preempted());
         if prompt_tokens + generation_tokens == 0 && running + waiting == 0 {
             return None;
         }
