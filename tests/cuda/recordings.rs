@@ -111,7 +111,9 @@ on_cuda! {
     /// Recorded when first used: nothing at the start, then what steps need and no more, and never twice.
     fn recordings_are_made_when_first_used() {
         let lazy = ("compilation.cudagraph_capture", "lazy");
-        let mut llm = with_cuda_at("tiny-chat", OptimizationLevel::O2, &[lazy]).build().unwrap();
+        // What is found in the prefix cache makes other batches the second time.
+        let uncached = ("cache.enable_prefix_caching", "false");
+        let mut llm = with_cuda_at("tiny-chat", OptimizationLevel::O2, &[lazy, uncached]).build().unwrap();
         assert_eq!(*llm.settings().compilation.cudagraph_capture, GraphCapture::Lazy);
         assert_eq!(llm.statistics().recordings, 0);
         let params = SamplingParams { max_tokens: Some(12), ..SamplingParams::greedy() };
