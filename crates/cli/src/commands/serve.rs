@@ -120,7 +120,10 @@ fn summary(info: &ModelInfo) -> String {
 /// A server that can't listen or was told something wrong, in the terms of the command line.
 fn refused(error: ServerError) -> CliError {
     match error {
-        ServerError::Config { .. } | ServerError::PublicWithoutKey { .. } => CliError::Usage(error.to_string()),
+        ServerError::PublicWithoutKey { .. } => {
+            CliError::Usage(format!("{error}: --api-key KEY, --host 127.0.0.1, or --allow-public-without-key"))
+        }
+        ServerError::Config { .. } => CliError::Usage(error.to_string()),
         error => CliError::Failure(error.to_string()),
     }
 }

@@ -93,7 +93,7 @@ fn an_address_that_cannot_be_had_is_an_error_before_the_model_is_loaded() {
         (vec!["--port", &port], "in use", 1),
         (vec!["--uds", socket.to_str().unwrap()], "exists", 1),
         (vec!["--host", "no.such.host.invalid"], "no.such.host.invalid", 1),
-        (vec!["--host", "0.0.0.0", "--port", "0"], "without an API key", 2),
+        (vec!["--host", "0.0.0.0", "--port", "0"], "--allow-public-without-key", 2),
         (vec!["--port", "70000"], "70000", 2),
         (vec!["--request-timeout", "18446744073709551615"], "1000000000", 2),
         (vec!["--sse-keep-alive-interval", "1000000001"], "1000000000", 2),
