@@ -173,7 +173,7 @@ fn what_a_victim_was_to_compute_is_not_found_later() {
     assert_eq!(run(&mut scheduler), [(2, 1)]);
     scheduler.remove(SequenceId(2), 0).unwrap();
     add(&mut scheduler, 3, 0, vec![0; 20]);
-    assert_eq!(run(&mut scheduler)[0], (3, 4));
+    assert_eq!(run(&mut scheduler)[0], (3, 8));
     assert_eq!(scheduler.counts().cache_hits, 12, "three blocks were computed");
 }
 
