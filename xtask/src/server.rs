@@ -50,8 +50,7 @@ impl Server {
             return Err(TaskError::Message(format!("`{command}` did not become ready:\n{}", seen.trim_end())));
         }
         // What it writes later must go somewhere, or it would wait for a reader.
-        let rest: Vec<_> = vec![std::thread::spawn(move || lines.for_each(drop))];
-        drop(rest);
+        std::thread::spawn(move || lines.for_each(drop));
         Ok(server)
     }
 }

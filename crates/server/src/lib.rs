@@ -31,7 +31,6 @@ mod middleware;
 mod model;
 mod prompt;
 pub mod protocol;
-mod random;
 mod routes;
 mod scores;
 mod server;

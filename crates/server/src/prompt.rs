@@ -12,7 +12,7 @@ use crate::protocol::completion::{CompletionPrompt, CompletionRequest};
 use crate::protocol::{ApiError, RequestOptions};
 use crate::tools;
 
-/// The most bytes that the constraints of all answers to a request may have together, as each answer holds its own.
+/// The most bytes that the constraints of all answers to a request may have together, as each that runs has a state of its own.
 const MAX_CONSTRAINTS: usize = 64 << 20;
 
 /// One prompt, ready for the engine.

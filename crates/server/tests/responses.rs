@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use allotrope_engine::StopReason;
 use allotrope_server::protocol::response::*;
 use allotrope_server::protocol::{identifiers, sse};
 use allotrope_server::tools::ParsedAnswer;
@@ -50,7 +51,7 @@ fn chats_with_and_without_calls() {
         message,
         logprobs: None,
         finish_reason: Some(FinishReason::ToolCalls),
-        stop_reason: Some(StopReason::Text("x".to_owned())),
+        stop_reason: Some(StopReason::String("x".to_owned())),
         token_ids: Some(vec![1]),
     };
     let response = ChatCompletionResponse::new("chatcmpl-1", 5, "tiny", vec![choice], Usage::new(1, 1, None));

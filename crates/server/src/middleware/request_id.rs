@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::random;
+use crate::protocol::identifiers::request_id;
 
 /// The header that carries it.
 pub(crate) const HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -20,7 +20,7 @@ impl RequestId {
                 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(&byte))
         };
         let given = headers.get(HEADER).and_then(|value| value.to_str().ok()).filter(is_fit);
-        RequestId(given.map_or_else(|| format!("{:016x}{:016x}", random::number(), random::number()), str::to_owned))
+        RequestId(given.map_or_else(request_id, str::to_owned))
     }
 
     pub(crate) fn as_str(&self) -> &str {

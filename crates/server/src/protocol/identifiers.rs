@@ -1,4 +1,4 @@
-//! Names of answers and of calls, unique in this process and hard to collide with those of others.
+//! Names of requests, answers and calls, unique in this process and hard to collide with those of others.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
@@ -19,6 +19,11 @@ pub fn completion_id() -> String {
 /// The id of a tool call.
 pub fn tool_call_id() -> String {
     identifier("call_")
+}
+
+/// The name of a request that brought none.
+pub fn request_id() -> String {
+    identifier("")
 }
 
 /// Now, in seconds since 1970, as the field `created` has it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use allotrope_engine::FinishReason as EngineFinishReason;
+use allotrope_engine::{FinishReason as EngineFinishReason, StopReason};
 use serde::Serialize;
 
 use super::logprobs::{ChatLogprobs, CompletionLogprobs, PromptLogprob};
@@ -26,16 +26,6 @@ impl From<EngineFinishReason> for FinishReason {
             EngineFinishReason::Length => FinishReason::Length,
         }
     }
-}
-
-/// What stopped an answer, where it was not the model's own end.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum StopReason {
-    /// A stop token of the request.
-    Token(u32),
-    /// A stop string of the request.
-    Text(String),
 }
 
 /// Tokens that a request took.

@@ -8,9 +8,8 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response};
 
-use super::completions::stop_reason;
+use super::answering::{Head, read};
 use super::{Failure, json_of_model, to_json};
-use crate::body::read_json;
 use crate::generation::{Arrival, Chunks, Generation, respond};
 use crate::model::ServedModel;
 use crate::prompt;
@@ -28,25 +27,10 @@ use crate::tools::{ParsedAnswer, ToolParser};
 pub(super) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response<Body>, Failure> {
     let model = app.lifecycle.model()?;
     let arrival = Arrival::now(&app);
-    let body = read_json(&app, request).await?;
-    let (request, job) = {
-        let (app, model) = (Arc::clone(&app), Arc::clone(&model));
-        let work = Arc::clone(&app);
-        work.prepare(move || {
-            let request = ChatRequest::parse(&body, &model.context)?;
-            drop(body);
-            let job = prompt::of_chat(&model, &app.config, &request)?;
-            Ok((request, job))
-        })
-        .await?
-    };
+    let (request, job) = read(&app, &model, request, ChatRequest::parse, prompt::of_chat).await?;
     let generation =
         Generation::start(Arc::clone(&app), Arc::clone(&model), job, &request.options, true, arrival).await?;
-    let head = Head {
-        id: identifiers::chat_completion_id(),
-        created: identifiers::created_now(),
-        model: request.options.model.clone().unwrap_or_else(|| model.name().to_owned()),
-    };
+    let head = Head::new(identifiers::chat_completion_id(), &request.options, &model);
     match request.options.stream {
         Some(options) => {
             let tells_usage = options.include_usage || app.config.force_include_usage;
@@ -55,13 +39,6 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
         }
         None => whole(head, request, generation).await,
     }
-}
-
-/// What all chunks of an answer share.
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
 }
 
 /// One answer that is put together.
@@ -97,7 +74,7 @@ async fn whole(head: Head, request: ChatRequest, mut generation: Generation) -> 
                 message,
                 logprobs: answer.logprobs.take(),
                 finish_reason: Some(finish_reason),
-                stop_reason: delta.stop_reason.map(stop_reason),
+                stop_reason: delta.stop_reason,
                 token_ids: request.options.return_token_ids.then_some(token_ids),
             });
         }
@@ -252,7 +229,7 @@ impl Pending {
         }
         if let (Some(last), Some(reason)) = (choices.last_mut(), reason) {
             last.finish_reason = Some(self.parser.as_ref().map_or(reason, |parser| parser.finish_reason(reason)));
-            last.stop_reason = delta.stop_reason.map(stop_reason);
+            last.stop_reason = delta.stop_reason;
         }
         choices
     }

@@ -8,13 +8,13 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{Request, Response};
 
+use super::answering::{Head, read};
 use super::{Failure, json_of_model, to_json};
-use crate::body::read_json;
 use crate::generation::{Arrival, Chunks, Generation, respond};
 use crate::prompt::{self, ReadyPrompt};
 use crate::protocol::completion::CompletionRequest;
 use crate::protocol::logprobs::CompletionLogprobs;
-use crate::protocol::response::{CompletionChoice, CompletionResponse, FinishReason, StopReason, Usage};
+use crate::protocol::response::{CompletionChoice, CompletionResponse, FinishReason, Usage};
 use crate::protocol::{ApiError, identifiers, sse};
 use crate::scores;
 use crate::state::App;
@@ -22,26 +22,11 @@ use crate::state::App;
 pub(super) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response<Body>, Failure> {
     let model = app.lifecycle.model()?;
     let arrival = Arrival::now(&app);
-    let body = read_json(&app, request).await?;
-    let (request, job) = {
-        let (app, model) = (Arc::clone(&app), Arc::clone(&model));
-        let work = Arc::clone(&app);
-        work.prepare(move || {
-            let request = CompletionRequest::parse(&body, &model.context)?;
-            drop(body);
-            let job = prompt::of_completion(&model, &app.config, &request)?;
-            Ok((request, job))
-        })
-        .await?
-    };
+    let (request, job) = read(&app, &model, request, CompletionRequest::parse, prompt::of_completion).await?;
     let counts_answers = !request.prompt_only;
     let mut generation =
         Generation::start(Arc::clone(&app), Arc::clone(&model), job, &request.options, counts_answers, arrival).await?;
-    let head = Head {
-        id: identifiers::completion_id(),
-        created: identifiers::created_now(),
-        model: request.options.model.clone().unwrap_or_else(|| model.name().to_owned()),
-    };
+    let head = Head::new(identifiers::completion_id(), &request.options, &model);
     let stream = request.options.stream;
     let mut choices = Choices::new(request, stream.map(|_| app.config.stream_interval), generation.len());
     if let Some(options) = stream {
@@ -57,13 +42,6 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request<Body>) 
     let response = head.response(finished, Some(generation.usage()));
     let text = scores::over(generation.told(), || to_json(&response))?;
     Ok(json_of_model(text, generation.active.clone()))
-}
-
-/// What all chunks of an answer share.
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
 }
 
 impl Head {
@@ -153,7 +131,7 @@ impl Choices {
             true => Some(FinishReason::Length),
             false => delta.finish_reason.map(FinishReason::from),
         };
-        choice.stop_reason = delta.stop_reason.map(stop_reason).filter(|_| !self.request.prompt_only);
+        choice.stop_reason = delta.stop_reason.filter(|_| !self.request.prompt_only);
         Some(choice)
     }
 }
@@ -194,12 +172,4 @@ impl Pending {
 /// Where the text goes on after the last token of a chunk.
 fn end_of(logprobs: &CompletionLogprobs) -> Option<usize> {
     Some(logprobs.text_offset.last()? + logprobs.tokens.last()?.chars().count())
-}
-
-/// What stopped an answer.
-pub(super) fn stop_reason(reason: allotrope_engine::StopReason) -> StopReason {
-    match reason {
-        allotrope_engine::StopReason::Token(token) => StopReason::Token(token),
-        allotrope_engine::StopReason::String(text) => StopReason::Text(text),
-    }
 }

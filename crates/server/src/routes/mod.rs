@@ -1,5 +1,6 @@
 //! The routes, and how their errors become answers.
 
+mod answering;
 mod chat;
 mod completions;
 mod models;
