@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
 
 use allotrope_cpu_runtime::{
-    BandwidthProbe, Buffer, CpuDevice, ElementType, Isa, Linear, Team, WeightLayout, Weights, Workspace,
+    BandwidthProbe, Buffer, CpuDevice, ElementType, Isa, Linear, Team, TileHeight, WeightLayout, Weights, Workspace,
     available_threads, linear, repack, tiled_bytes,
 };
 use allotrope_graph::memory::plan_memory;
@@ -62,10 +62,11 @@ fn matrix_vector(criterion: &mut Criterion) {
         let columns = (128 << 20) / depth / element.bytes();
         let file = numbers(element, columns * depth);
         let source = Weights::new(file.bytes(), element, WeightLayout::Rows, columns, depth).unwrap();
-        let mut tiled = Buffer::new(tiled_bytes(element, columns, depth).unwrap()).unwrap();
-        repack(&team, &source, tiled.bytes_mut()).unwrap();
+        let height = TileHeight::of(Isa::detect(), element);
+        let mut tiled = Buffer::new(tiled_bytes(element, height, columns, depth).unwrap()).unwrap();
+        repack(&team, &source, height, tiled.bytes_mut()).unwrap();
         for (layout_name, layout, bytes) in
-            [("file", WeightLayout::Rows, file.bytes()), ("tiled", WeightLayout::Tiled, tiled.bytes())]
+            [("file", WeightLayout::Rows, file.bytes()), ("tiled", WeightLayout::Tiled(height), tiled.bytes())]
         {
             for rows in [1, 4, 8] {
                 let x = numbers(element, rows * depth);

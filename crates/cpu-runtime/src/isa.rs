@@ -15,11 +15,14 @@ pub enum Isa {
     Avx512,
     /// [`Isa::Avx512`] with AVX-512 BF16 and VBMI.
     Avx512Bf16,
+    /// [`Isa::Avx512Bf16`] with the matrix tiles of AMX, for products of bf16 and FP8. Linux only, where the process may
+    /// ask for them.
+    Amx,
 }
 
 impl Isa {
     /// Every path there is, slowest first.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// The best path that this machine can run.
     pub fn detect() -> Self {
@@ -42,6 +45,7 @@ impl Isa {
                 Self::Avx2.is_available() && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl")
             }
             Self::Avx512Bf16 => Self::Avx512.is_available() && has!("avx512bf16") && has!("avx512vbmi"),
+            Self::Amx => Self::Avx512Bf16.is_available() && crate::linear::amx::available(),
         }
     }
 
@@ -58,6 +62,7 @@ impl Isa {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
         }
     }
 

@@ -20,6 +20,6 @@ pub use device::{CpuDevice, CpuKernel, CpuRecorder, CpuRecording, CpuTarget, fac
 pub use element::ElementType;
 pub use error::KernelError;
 pub use isa::Isa;
-pub use linear::{Linear, TILE_COLUMNS, WeightLayout, Weights, linear, repack, tiled_bytes};
+pub use linear::{Linear, TileHeight, WeightLayout, Weights, linear, repack, tiled_bytes};
 pub use memory::{AllocationError, BandwidthProbe, Buffer, Workspace, measure_read_bandwidth};
 pub use team::{MAX_THREADS, Team, TeamError, Worker, available_threads, partition};

@@ -22,7 +22,7 @@ pub struct AllocationError {
 
 /// Zeroed anonymous memory. Large buffers begin at a huge page and ask for huge pages; pages are taken from the machine
 /// when they are first touched.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Buffer {
     map: Option<MmapMut>,
     begin: usize,
@@ -84,10 +84,11 @@ impl Buffer {
     }
 }
 
-/// Scratch memory of the members of a team: one buffer each, on pages of its own.
+/// Scratch memory of the members of a team: one buffer each, on pages of its own, and one that all share.
 #[derive(Debug, Default)]
 pub struct Workspace {
     buffers: Vec<Buffer>,
+    shared: Buffer,
     /// Begin and length of each buffer, for members to pick theirs.
     parts: Vec<(*mut u8, usize)>,
 }
@@ -98,11 +99,15 @@ unsafe impl Send for Workspace {}
 unsafe impl Sync for Workspace {}
 
 impl Workspace {
-    /// Makes sure that each of `threads` members has at least `bytes` of scratch.
+    /// Makes sure that each of `threads` members has at least `need.own` bytes of scratch, and all together `need.shared`.
     ///
     /// # Errors
     /// [`AllocationError`] if the operating system refuses.
-    pub fn reserve(&mut self, threads: usize, bytes: usize) -> Result<(), AllocationError> {
+    pub(crate) fn reserve(&mut self, threads: usize, need: ScratchBytes) -> Result<(), AllocationError> {
+        let ScratchBytes { own: bytes, shared } = need;
+        if self.shared.len() < shared {
+            self.shared = Buffer::new(shared)?;
+        }
         for buffer in &mut self.buffers {
             if buffer.len() < bytes {
                 *buffer = Buffer::new(bytes)?;
@@ -121,31 +126,67 @@ impl Workspace {
 
     /// The scratch of every member, to be handed out by member index.
     pub(crate) fn scratch(&mut self) -> Scratch<'_> {
-        Scratch { parts: &self.parts, exclusive: PhantomData }
+        let shared = self.shared.bytes_mut();
+        let shared = Shared { begin: shared.as_mut_ptr(), len: shared.len() };
+        Scratch { parts: &self.parts, shared, exclusive: PhantomData }
     }
+}
+
+/// Bytes of scratch that a kernel needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ScratchBytes {
+    /// For each member.
+    pub(crate) own: usize,
+    /// For all together.
+    pub(crate) shared: usize,
+}
+
+impl ScratchBytes {
+    /// Enough for either of two kernels.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self { own: self.own.max(other.own), shared: self.shared.max(other.shared) }
+    }
+}
+
+/// The scratch that members share: who writes and reads what of it is a matter between two barriers of the kernel that
+/// uses it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shared {
+    /// On a page boundary.
+    pub(crate) begin: *mut u8,
+    pub(crate) len: usize,
+}
+
+/// The scratch of a member.
+pub(crate) struct Part<'a> {
+    /// Its own, on a page boundary.
+    pub(crate) own: &'a mut [u8],
+    pub(crate) shared: Shared,
 }
 
 /// The scratch of every member of a team during a dispatch.
 pub(crate) struct Scratch<'a> {
     parts: &'a [(*mut u8, usize)],
+    shared: Shared,
     exclusive: PhantomData<&'a mut Workspace>,
 }
 
-// SAFETY: the pointers are to disjoint buffers that are exclusively borrowed, and `part` hands each to one member.
+// SAFETY: the pointers are to disjoint buffers that are exclusively borrowed; `part` hands each member's to that member,
+// and the shared one as an address only.
 unsafe impl Sync for Scratch<'_> {}
 
 impl Scratch<'_> {
-    /// The scratch of one member, aligned to a page: empty if the workspace has none for it.
+    /// The scratch of one member: none of its own if the workspace has none for it.
     ///
     /// # Safety
     /// During the life of the result, nobody else may ask for the same index.
-    #[expect(clippy::mut_from_ref, reason = "each member has a part of its own, by this function's contract")]
-    pub(crate) unsafe fn part(&self, index: usize) -> &mut [u8] {
-        match self.parts.get(index) {
+    pub(crate) unsafe fn part(&self, index: usize) -> Part<'_> {
+        let own = match self.parts.get(index) {
             // SAFETY: the buffer is exclusively borrowed for the life of `self`, and the caller promises to be alone.
             Some(&(begin, len)) => unsafe { std::slice::from_raw_parts_mut(begin, len) },
             None => &mut [],
-        }
+        };
+        Part { own, shared: self.shared }
     }
 }
 

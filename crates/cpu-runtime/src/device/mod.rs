@@ -18,7 +18,7 @@ pub use target::CpuTarget;
 
 use crate::isa::Isa;
 use crate::linear::Job;
-use crate::memory::Workspace;
+use crate::memory::{ScratchBytes, Workspace};
 use crate::team::{Team, TeamError};
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Dim, Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
@@ -106,14 +106,15 @@ impl CpuDevice {
     }
 
     /// Bytes of scratch that a phase needs.
-    fn scratch_bytes(&self, work: &Work) -> Result<usize, DeviceError> {
+    fn scratch_bytes(&self, work: &Work) -> Result<ScratchBytes, DeviceError> {
         let too_large = || internal("the scratch of a kernel does not fit the address space".to_owned());
+        let own = |own| ScratchBytes { own, shared: 0 };
         match work {
-            Work::Rows(program) => Ok(program.scratch_bytes()),
-            Work::Linear(jobs) => jobs.iter().try_fold(0, |most, job: &Job| {
+            Work::Rows(program) => Ok(own(program.scratch_bytes())),
+            Work::Linear(jobs) => jobs.iter().try_fold(ScratchBytes::default(), |most, job: &Job| {
                 Ok(job.scratch_bytes(self.team.threads()).map_err(|error| internal(error.to_string()))?.max(most))
             }),
-            Work::Attention(attention) => attention.scratch_bytes(self.isa).ok_or_else(too_large),
+            Work::Attention(attention) => attention.scratch_bytes(self.isa).map(own).ok_or_else(too_large),
         }
     }
 
@@ -162,7 +163,7 @@ impl Device for CpuDevice {
 
     fn load_weights(&mut self, graph: &Graph, source: Arc<dyn WeightSource>, repack: bool) -> Result<(), DeviceError> {
         self.identity = new_identity();
-        self.weights = Some(LoadedWeights::load(graph, source, &self.team, repack)?);
+        self.weights = Some(LoadedWeights::load(graph, source, (self.isa, &self.team), repack)?);
         Ok(())
     }
 

@@ -2,7 +2,8 @@
 
 use super::{DEVICE, internal};
 use crate::element::ElementType;
-use crate::linear::{RawWeights, WeightLayout, Weights, repack, tiled_bytes};
+use crate::isa::Isa;
+use crate::linear::{RawWeights, TileHeight, WeightLayout, Weights, repack, tiled_bytes};
 use crate::memory::Buffer;
 use crate::team::Team;
 use allotrope_graph::{Definition, Graph, OpKind, ValueId, WeightData, WeightSource};
@@ -28,7 +29,7 @@ impl LoadedWeights {
     pub(super) fn load(
         graph: &Graph,
         source: Arc<dyn WeightSource>,
-        team: &Team,
+        (isa, team): (Isa, &Team),
         repack: bool,
     ) -> Result<Self, DeviceError> {
         let mut tensors = vec![None; graph.values().len()];
@@ -37,7 +38,7 @@ impl LoadedWeights {
             let data = find_weight(&*source, DEVICE, name, tensor)?;
             tensors[index] = Some(in_place(name, &data)?);
         }
-        let repacked = if repack { Some(repack_all(graph, &*source, team, &mut tensors)?) } else { None };
+        let repacked = if repack { Some(repack_all(graph, &*source, (isa, team), &mut tensors)?) } else { None };
         Ok(Self { tensors, _source: source, _repacked: repacked })
     }
 
@@ -68,7 +69,7 @@ fn in_place(name: &str, data: &WeightData<'_>) -> Result<RawWeights, DeviceError
 fn repack_all(
     graph: &Graph,
     source: &dyn WeightSource,
-    team: &Team,
+    (isa, team): (Isa, &Team),
     tensors: &mut [Option<RawWeights>],
 ) -> Result<Buffer, DeviceError> {
     let mut multiplied: Vec<ValueId> = graph
@@ -83,26 +84,27 @@ fn repack_all(
     let mut places = Vec::with_capacity(multiplied.len());
     for value in multiplied {
         let Some(raw) = tensors.get(value.index()).copied().flatten() else { continue };
-        let bytes = tiled_bytes(raw.element, raw.rows, raw.columns)
+        let height = TileHeight::of(isa, raw.element);
+        let bytes = tiled_bytes(raw.element, height, raw.rows, raw.columns)
             .map_err(|error| internal(format!("{}: {error}", graph.value(value).name)))?;
-        places.push((value, raw, bytes));
+        places.push((value, raw, height, bytes));
     }
-    places.sort_by_key(|(value, _, bytes)| (std::cmp::Reverse(*bytes), *value));
+    places.sort_by_key(|(value, _, _, bytes)| (std::cmp::Reverse(*bytes), *value));
     let total = places
         .iter()
-        .try_fold(0usize, |sum, (_, _, bytes)| sum.checked_add(bytes.checked_next_multiple_of(ALIGNMENT)?))
+        .try_fold(0usize, |sum, (_, _, _, bytes)| sum.checked_add(bytes.checked_next_multiple_of(ALIGNMENT)?))
         .ok_or_else(|| internal("the repacked weights do not fit the address space".to_owned()))?;
     let mut buffer = Buffer::new(total).map_err(super::environment)?;
     let mut offset = 0;
-    for (value, raw, bytes) in places {
+    for (value, raw, height, bytes) in places {
         let Definition::Weight(name) = &graph.value(value).definition else { continue };
         let wrong = |message: String| DeviceError::Weight { name: name.clone(), message };
         let data = source.weight(name).ok_or_else(|| wrong("the tensor disappeared while it was loaded".into()))?;
         let tensor = Weights::new(data.bytes, raw.element, WeightLayout::Rows, raw.rows, raw.columns)
             .map_err(|error| wrong(error.to_string()))?;
         let target = buffer.bytes_mut().get_mut(offset..offset + bytes).unwrap_or_default();
-        repack(team, &tensor, target).map_err(|error| wrong(error.to_string()))?;
-        let tiled = Weights::new(target, raw.element, WeightLayout::Tiled, raw.rows, raw.columns)
+        repack(team, &tensor, height, target).map_err(|error| wrong(error.to_string()))?;
+        let tiled = Weights::new(target, raw.element, WeightLayout::Tiled(height), raw.rows, raw.columns)
             .map_err(|error| wrong(error.to_string()))?;
         tensors[value.index()] = Some(tiled.raw());
         source.release(name);

@@ -3,17 +3,19 @@
 //! One order of summation per instruction-set path (see [`crate::simd`]) is used by every tile shape and both weight
 //! layouts, so the bits of `y[m, n]` depend on row m of x, row n of w and the path alone.
 
+pub(crate) mod amx;
 pub(crate) mod tile;
 pub(crate) mod unit;
 mod weights;
 
 pub(crate) use weights::RawWeights;
-pub use weights::{TILE_COLUMNS, WeightLayout, Weights, repack, tiled_bytes};
+pub(crate) use weights::TILE_COLUMNS;
+pub use weights::{TileHeight, WeightLayout, Weights, repack, tiled_bytes};
 
 use crate::element::ElementType;
 use crate::error::{KernelError, check_size, size_of};
 use crate::isa::{Isa, Task};
-use crate::memory::Workspace;
+use crate::memory::{Part, ScratchBytes, Workspace};
 use crate::simd::Simd;
 use crate::team::{Team, Worker};
 use std::ops::Range;
@@ -39,7 +41,8 @@ pub struct Linear<'a> {
 /// Computes `linear` into `y`, `[rows, N]` of the output type, with all threads of the team.
 ///
 /// # Errors
-/// [`KernelError`] if a size does not fit the shapes, the output type is FP8, or scratch memory can't be had.
+/// [`KernelError`] if a size does not fit the shapes, the output type is FP8, the weights are tiled for another path, or
+/// scratch memory can't be had.
 pub fn linear(team: &Team, linear: &Linear<'_>, y: &mut [u8], workspace: &mut Workspace) -> Result<(), KernelError> {
     let weights = &linear.weights;
     let (rows, columns, depth) = (linear.rows, weights.rows(), weights.columns());
@@ -49,6 +52,12 @@ pub fn linear(team: &Team, linear: &Linear<'_>, y: &mut [u8], workspace: &mut Wo
         return Err(KernelError::Unsupported {
             kernel: KERNEL,
             reason: "sums are rounded to bf16, f16 or f32, not to FP8: quantize the result in a step of its own".into(),
+        });
+    }
+    if !matches!(weights.layout(), WeightLayout::Rows) && weights.layout() != WeightLayout::Tiled(TileHeight::of(linear.isa, weights.element())) {
+        return Err(KernelError::Unsupported {
+            kernel: KERNEL,
+            reason: format!("the {} path reads {:?} weights", linear.isa, TileHeight::of(linear.isa, weights.element())),
         });
     }
     let job = Job {
@@ -93,15 +102,24 @@ impl Job {
         self.isa.dispatch(MakePlan { job: self, rows, threads })
     }
 
-    /// Bytes of scratch that each member needs, for any number of rows.
-    pub(crate) fn scratch_bytes(&self, threads: usize) -> Result<usize, KernelError> {
+    /// Whether it runs on the tiles of AMX.
+    fn is_tiles(&self) -> bool {
+        amx::multiplies(self.isa, self.weights.element)
+    }
+
+    /// The scratch that it needs, for any number of rows.
+    pub(crate) fn scratch_bytes(&self, threads: usize) -> Result<ScratchBytes, KernelError> {
+        #[cfg(target_arch = "x86_64")]
+        if self.is_tiles() {
+            return amx::scratch_bytes(self, threads);
+        }
         // About the rows, scratch depends only on whether they are one register tile, and whether they are so few that
         // weights are unpacked in registers. More rows never need less.
         let bytes = |rows| {
             let overflow = KernelError::Overflow { kernel: KERNEL, argument: "scratch" };
             self.plan(rows, threads).scratch_bytes().ok_or(overflow)
         };
-        bytes(MANY_ROWS)
+        Ok(ScratchBytes { own: bytes(MANY_ROWS)?, shared: 0 })
     }
 }
 
@@ -115,10 +133,27 @@ const MANY_ROWS: usize = 64;
 /// x, the weights and y of each job must be valid for their shapes, y overlapping nothing else, and nobody may write x
 /// or touch y until the barrier. `scratch` must have the `scratch_bytes(worker.count())` of each job, aligned to a
 /// cache line.
-pub(crate) unsafe fn run_jobs(jobs: &[Job], rows: usize, worker: &Worker<'_>, scratch: &mut [u8]) {
+pub(crate) unsafe fn run_jobs(jobs: &[Job], rows: usize, worker: &Worker<'_>, mut scratch: Part<'_>) {
     if rows == 0 {
         return;
     }
+    for jobs in jobs.chunk_by(|a, b| a.is_tiles() == b.is_tiles()) {
+        // SAFETY: forwarded.
+        unsafe {
+            match jobs.first() {
+                #[cfg(target_arch = "x86_64")]
+                Some(job) if job.is_tiles() => amx::run(jobs, rows, worker, &mut scratch),
+                _ => run_vectors(jobs, rows, worker, scratch.own),
+            }
+        }
+    }
+}
+
+/// The same with the vector registers of the path.
+///
+/// # Safety
+/// As [`run_jobs`].
+unsafe fn run_vectors(jobs: &[Job], rows: usize, worker: &Worker<'_>, scratch: &mut [u8]) {
     let units = |job: &Job| job.plan(rows, worker.count()).units();
     let mut prepared = unit::Prepared::default();
     let mut present: Option<(usize, Range<usize>, Plan)> = None;

@@ -13,7 +13,6 @@ struct Case {
     depth: usize,
     x: Vec<u8>,
     w: Vec<u8>,
-    tiled: Vec<u8>,
     scale: f32,
     exact: Vec<f64>,
     magnitude: Vec<f64>,
@@ -33,29 +32,24 @@ impl Case {
                 magnitude.push(products.map(f64::abs).sum::<f64>());
             }
         }
-        let team = Team::new(1).unwrap();
-        let source = Weights::new(&w, element, WeightLayout::Rows, columns, depth).unwrap();
-        let mut tiled = poisoned(tiled_bytes(element, columns, depth).unwrap());
-        repack(&team, &source, &mut tiled).unwrap();
-        Self { element, rows, columns, depth, x, w, tiled, scale, exact, magnitude }
+        Self { element, rows, columns, depth, x, w, scale, exact, magnitude }
     }
 
-    fn weights(&self, layout: WeightLayout) -> Weights<'_> {
-        let bytes = match layout {
-            WeightLayout::Rows => &self.w,
-            WeightLayout::Tiled => &self.tiled,
-        };
-        Weights::new(bytes, self.element, layout, self.columns, self.depth).unwrap()
-    }
-
-    fn run(&self, team: &Team, isa: Isa, layout: WeightLayout, rows: Range<usize>, output: ElementType) -> Vec<u8> {
+    /// Multiplies some rows, with weights as the file has them or `tiled` for the path.
+    fn run(&self, team: &Team, isa: Isa, tiled: bool, rows: Range<usize>, output: ElementType) -> Vec<u8> {
+        let shape = (self.columns, self.depth);
+        let source = Weights::new(&self.w, self.element, WeightLayout::Rows, shape.0, shape.1).unwrap();
+        let height = TileHeight::of(isa, self.element);
+        let mut copy = poisoned(tiled_bytes(self.element, height, shape.0, shape.1).unwrap());
+        repack(team, &source, height, &mut copy).unwrap();
+        let copy = Weights::new(&copy, self.element, WeightLayout::Tiled(height), shape.0, shape.1).unwrap();
         let row_bytes = self.depth * self.element.bytes();
         let mut y = poisoned(rows.len() * self.columns * output.bytes());
         let product = Linear {
             isa,
             x: &self.x[rows.start * row_bytes..rows.end * row_bytes],
             rows: rows.len(),
-            weights: self.weights(layout),
+            weights: if tiled { copy } else { source },
             scale: self.scale,
             output,
         };
@@ -64,7 +58,7 @@ impl Case {
     }
 }
 
-const LAYOUTS: [WeightLayout; 2] = [WeightLayout::Rows, WeightLayout::Tiled];
+const LAYOUTS: [bool; 2] = [false, true];
 
 /// Shapes that hit every tile, tails on each axis, several units and several runs of blocks.
 fn shapes(random: &mut rand_chacha::ChaCha8Rng) -> Vec<[usize; 3]> {
@@ -80,6 +74,9 @@ fn shapes(random: &mut rand_chacha::ChaCha8Rng) -> Vec<[usize; 3]> {
         [9, 66, 257],
         [13, 12, 4100],
         [26, 37, 640],
+        [33, 40, 96],
+        [50, 300, 2200],
+        [70, 17, 66],
     ];
     for _ in 0..6 {
         shapes.push([random.random_range(1..20), random.random_range(1..60), random.random_range(1..700)]);
@@ -95,7 +92,7 @@ fn every_path_agrees_with_the_exact_sum() {
         for shape in shapes(&mut random) {
             let case = Case::new(&mut random, element, shape);
             for isa in Isa::available() {
-                let y = case.run(&team, isa, WeightLayout::Rows, 0..case.rows, ElementType::F32);
+                let y = case.run(&team, isa, false, 0..case.rows, ElementType::F32);
                 let what = format!("{isa} {element:?} {shape:?}");
                 // Sums of K terms in at least 8 lanes; bf16 products are exact in single precision.
                 let bound = (shape[2] as f64 / 8.0 + 8.0) * f64::from(f32::EPSILON);
@@ -119,23 +116,23 @@ fn bits_do_not_depend_on_batch_threads_layout_or_tile() {
             let case = Case::new(&mut random, element, shape);
             for isa in Isa::available() {
                 let all = 0..case.rows;
-                let whole = case.run(&teams[0], isa, WeightLayout::Rows, all.clone(), ElementType::F32);
+                let whole = case.run(&teams[0], isa, false, all.clone(), ElementType::F32);
                 for team in &teams {
-                    for layout in LAYOUTS {
-                        let y = case.run(team, isa, layout, all.clone(), ElementType::F32);
-                        assert!(y == whole, "{isa} {element:?} {shape:?} {layout:?} {team:?}");
+                    for tiled in LAYOUTS {
+                        let y = case.run(team, isa, tiled, all.clone(), ElementType::F32);
+                        assert!(y == whole, "{isa} {element:?} {shape:?} tiled: {tiled} {team:?}");
                     }
                 }
                 let row_bytes = case.columns * 4;
                 for row in 0..case.rows {
-                    let alone = case.run(&teams[1], isa, WeightLayout::Rows, row..row + 1, ElementType::F32);
+                    let alone = case.run(&teams[1], isa, false, row..row + 1, ElementType::F32);
                     assert!(
                         alone == whole[row * row_bytes..(row + 1) * row_bytes],
                         "{isa} {element:?} {shape:?}: row {row} alone"
                     );
                 }
                 let first = case.rows / 2;
-                let part = case.run(&teams[2], isa, WeightLayout::Tiled, first..case.rows, ElementType::F32);
+                let part = case.run(&teams[2], isa, true, first..case.rows, ElementType::F32);
                 assert!(part == whole[first * row_bytes..], "{isa} {element:?} {shape:?}: half");
             }
         }
@@ -149,10 +146,10 @@ fn outputs_are_the_sums_rounded_to_nearest() {
     for element in ELEMENTS {
         let case = Case::new(&mut random, element, [7, 30, 200]);
         for isa in Isa::available() {
-            let sums = case.run(&team, isa, WeightLayout::Tiled, 0..7, ElementType::F32);
+            let sums = case.run(&team, isa, true, 0..7, ElementType::F32);
             let sums = decode(ElementType::F32, &sums);
             for output in [ElementType::Bf16, ElementType::F16] {
-                let y = case.run(&team, isa, WeightLayout::Tiled, 0..7, output);
+                let y = case.run(&team, isa, true, 0..7, output);
                 assert!(y == encode(output, &sums), "{isa} {element:?} -> {output:?}");
             }
         }
@@ -205,8 +202,8 @@ fn nan_and_infinity_reach_the_outputs_they_should() {
             let at = (75 + 74) * element.bytes();
             case.x[at..at + element.bytes()].copy_from_slice(&encode(element, &[special]));
             for isa in Isa::available() {
-                for layout in LAYOUTS {
-                    let y = case.run(&team, isa, layout, 0..3, ElementType::Bf16);
+                for tiled in LAYOUTS {
+                    let y = case.run(&team, isa, tiled, 0..3, ElementType::Bf16);
                     for (index, value) in decode(ElementType::Bf16, &y).into_iter().enumerate() {
                         let middle = (9..18).contains(&index);
                         assert_eq!(value.is_finite(), !middle, "{isa} {element:?} {index}: {value}");
@@ -221,16 +218,16 @@ fn nan_and_infinity_reach_the_outputs_they_should() {
 #[test]
 fn repacking_interleaves_rows_and_pads_with_zeros() {
     let mut random = random();
-    for threads in [1, 3] {
-        let team = Team::new(threads).unwrap();
+    for (threads, height) in [(1, TileHeight::Four), (3, TileHeight::Four), (2, TileHeight::Sixteen)] {
+        let (team, tile) = (Team::new(threads).unwrap(), height.rows());
         let (rows, columns) = (1030, 701);
         let (w, _) = random_elements(&mut random, ElementType::Bf16, rows * columns);
         let source = Weights::new(&w, ElementType::Bf16, WeightLayout::Rows, rows, columns).unwrap();
-        let mut tiled = poisoned(tiled_bytes(ElementType::Bf16, rows, columns).unwrap());
-        repack(&team, &source, &mut tiled).unwrap();
+        let mut tiled = poisoned(tiled_bytes(ElementType::Bf16, height, rows, columns).unwrap());
+        repack(&team, &source, height, &mut tiled).unwrap();
         let blocks = (columns * 2).div_ceil(64);
         for (index, block) in tiled.chunks_exact(64).enumerate() {
-            let (row, at) = (index / (4 * blocks) * 4 + index % 4, index / 4 % blocks * 64);
+            let (row, at) = (index / (tile * blocks) * tile + index % tile, index / tile % blocks * 64);
             let end = (at + 64).min(columns * 2);
             let mut expected =
                 if row < rows { w[row * columns * 2 + at..row * columns * 2 + end].to_vec() } else { Vec::new() };
@@ -246,7 +243,7 @@ fn wrong_sizes_are_refused() {
     let bytes = vec![0u8; 64];
     assert!(Weights::new(&bytes, ElementType::Bf16, WeightLayout::Rows, 5, 7).is_err());
     assert!(Weights::new(&bytes, ElementType::F32, WeightLayout::Rows, usize::MAX, 8).is_err());
-    assert!(tiled_bytes(ElementType::Bf16, usize::MAX, 1).is_err());
+    assert!(tiled_bytes(ElementType::Bf16, TileHeight::Four, usize::MAX, 1).is_err());
     let weights = Weights::new(&bytes, ElementType::Bf16, WeightLayout::Rows, 4, 8).unwrap();
     let product = |x, rows, output| Linear { isa: Isa::detect(), x, rows, weights, scale: 1.0, output };
     let mut workspace = Workspace::default();

@@ -1,24 +1,50 @@
 //! Weight matrices in memory: as files store them, and tiled for the kernels.
 
-use super::{KERNEL, check_size, size_of};
+use super::{KERNEL, amx, check_size, size_of};
 use crate::element::ElementType;
 use crate::error::KernelError;
+use crate::isa::Isa;
 use crate::simd::BLOCK_BYTES;
 use crate::team::Team;
 use std::sync::Mutex;
 
-/// Rows of w that a register tile takes at once, and that the tiled layout interleaves.
-pub const TILE_COLUMNS: usize = 4;
+/// Rows of w that a tile of vector registers takes at once.
+pub(crate) const TILE_COLUMNS: usize = 4;
 
 /// How a weight matrix lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightLayout {
     /// `[N, K]`, row by row, as safetensors stores it.
     Rows,
-    /// `[ceil(N / 4), ceil(K / block), 4, block]` with blocks of 64 bytes: a tile of four rows is one contiguous run.
+    /// `[ceil(N / tile), ceil(K / block), tile, block]` with blocks of 64 bytes: a tile of rows is one contiguous run.
     /// Missing rows and elements are zero.
-    Tiled,
+    Tiled(TileHeight),
 }
+
+/// How many rows of w the tiled layout interleaves: as many as a kernel takes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TileHeight {
+    /// For the kernels of vector registers.
+    Four,
+    /// For the kernels of AMX.
+    Sixteen,
+}
+
+impl TileHeight {
+    /// What products of `element` take on the path.
+    pub fn of(isa: Isa, element: ElementType) -> Self {
+        if amx::multiplies(isa, element) { Self::Sixteen } else { Self::Four }
+    }
+
+    /// The number of rows.
+    pub const fn rows(self) -> usize {
+        match self {
+            Self::Four => TILE_COLUMNS,
+            Self::Sixteen => amx::TILE,
+        }
+    }
+}
+
 
 /// A weight matrix `[N, K]`.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +87,7 @@ impl RawWeights {
     pub(crate) fn strides(&self) -> (usize, usize) {
         match self.layout {
             WeightLayout::Rows => (self.row_bytes(), BLOCK_BYTES),
-            WeightLayout::Tiled => (BLOCK_BYTES, BLOCK_BYTES * TILE_COLUMNS),
+            WeightLayout::Tiled(height) => (BLOCK_BYTES, BLOCK_BYTES * height.rows()),
         }
     }
 
@@ -70,9 +96,9 @@ impl RawWeights {
     pub(crate) fn row_offset(&self, row: usize) -> usize {
         match self.layout {
             WeightLayout::Rows => row * self.row_bytes(),
-            WeightLayout::Tiled => {
-                let tile = self.blocks() * BLOCK_BYTES * TILE_COLUMNS;
-                row / TILE_COLUMNS * tile + row % TILE_COLUMNS * BLOCK_BYTES
+            WeightLayout::Tiled(height) => {
+                let tile = self.blocks() * BLOCK_BYTES * height.rows();
+                row / height.rows() * tile + row % height.rows() * BLOCK_BYTES
             }
         }
     }
@@ -82,11 +108,16 @@ impl RawWeights {
 ///
 /// # Errors
 /// [`KernelError::Overflow`] if that does not fit the address space.
-pub fn tiled_bytes(element: ElementType, rows: usize, columns: usize) -> Result<usize, KernelError> {
+pub fn tiled_bytes(
+    element: ElementType,
+    height: TileHeight,
+    rows: usize,
+    columns: usize,
+) -> Result<usize, KernelError> {
     let row_bytes = size_of(KERNEL, "w", &[columns, element.bytes()])?;
     let blocks = row_bytes.div_ceil(BLOCK_BYTES);
-    let tiles = rows.div_ceil(TILE_COLUMNS);
-    size_of(KERNEL, "w", &[tiles, TILE_COLUMNS, blocks, BLOCK_BYTES])
+    let tiles = rows.div_ceil(height.rows());
+    size_of(KERNEL, "w", &[tiles, height.rows(), blocks, BLOCK_BYTES])
 }
 
 impl<'a> Weights<'a> {
@@ -105,8 +136,8 @@ impl<'a> Weights<'a> {
             WeightLayout::Rows => {
                 check_size(KERNEL, "w", bytes.len(), &[rows, columns, element.bytes()])?;
             }
-            WeightLayout::Tiled => {
-                check_size(KERNEL, "w", bytes.len(), &[tiled_bytes(element, rows, columns)?])?;
+            WeightLayout::Tiled(height) => {
+                check_size(KERNEL, "w", bytes.len(), &[tiled_bytes(element, height, rows, columns)?])?;
             }
         }
         Ok(Self { bytes, raw: RawWeights { begin: bytes.as_ptr(), element, layout, rows, columns } })
@@ -140,12 +171,17 @@ impl<'a> Weights<'a> {
 /// Bytes that a member copies at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Copies `source`, which must be in [`WeightLayout::Rows`], to `target` in [`WeightLayout::Tiled`], with all threads of
-/// the team.
+/// Copies `source`, which must be in [`WeightLayout::Rows`], to `target` in [`WeightLayout::Tiled`] of that height, with
+/// all threads of the team.
 ///
 /// # Errors
 /// [`KernelError`] if the source is tiled already or `target` has another size than [`tiled_bytes`] says.
-pub fn repack(team: &Team, source: &Weights<'_>, target: &mut [u8]) -> Result<(), KernelError> {
+pub fn repack(
+    team: &Team,
+    source: &Weights<'_>,
+    height: TileHeight,
+    target: &mut [u8],
+) -> Result<(), KernelError> {
     let raw = source.raw;
     if raw.layout != WeightLayout::Rows {
         return Err(KernelError::Unsupported {
@@ -153,13 +189,13 @@ pub fn repack(team: &Team, source: &Weights<'_>, target: &mut [u8]) -> Result<()
             reason: "the source is tiled already; repack takes the layout of the file".into(),
         });
     }
-    let expected = tiled_bytes(raw.element, raw.rows, raw.columns)?;
+    let expected = tiled_bytes(raw.element, height, raw.rows, raw.columns)?;
     check_size("repack", "target", target.len(), &[expected])?;
     if expected == 0 {
         return Ok(());
     }
     let row_bytes = raw.row_bytes();
-    let tile_bytes = raw.blocks() * BLOCK_BYTES * TILE_COLUMNS;
+    let tile_bytes = raw.blocks() * BLOCK_BYTES * height.rows();
     // Chunks of whole tiles, each handed to the member that copies it.
     let tiles_per_chunk = (CHUNK_BYTES / tile_bytes).max(1);
     let chunks: Vec<_> = target.chunks_mut(tile_bytes * tiles_per_chunk).map(|chunk| Mutex::new(Some(chunk))).collect();
@@ -167,9 +203,9 @@ pub fn repack(team: &Team, source: &Weights<'_>, target: &mut [u8]) -> Result<()
         worker.for_each_unit(chunks.len(), |index| {
             let taken = chunks.get(index).and_then(|chunk| chunk.lock().ok()?.take());
             let Some(chunk) = taken else { return };
-            let first = index * tiles_per_chunk * TILE_COLUMNS;
+            let first = index * tiles_per_chunk * height.rows();
             for (tile, target) in chunk.chunks_exact_mut(tile_bytes).enumerate() {
-                copy_tile(source.bytes, row_bytes, first + tile * TILE_COLUMNS, target);
+                copy_tile(source.bytes, row_bytes, height.rows(), first + tile * height.rows(), target);
             }
         });
     });
@@ -177,12 +213,12 @@ pub fn repack(team: &Team, source: &Weights<'_>, target: &mut [u8]) -> Result<()
 }
 
 /// Interleaves the rows from `first` on by blocks, padding with zeros.
-fn copy_tile(source: &[u8], row_bytes: usize, first: usize, target: &mut [u8]) {
-    for row in 0..TILE_COLUMNS {
+fn copy_tile(source: &[u8], row_bytes: usize, rows: usize, first: usize, target: &mut [u8]) {
+    for row in 0..rows {
         let begin = (first + row) * row_bytes;
         let bytes = source.get(begin..begin + row_bytes).unwrap_or(&[]);
         let mut blocks = bytes.chunks(BLOCK_BYTES);
-        for slot in target.chunks_exact_mut(BLOCK_BYTES).skip(row).step_by(TILE_COLUMNS) {
+        for slot in target.chunks_exact_mut(BLOCK_BYTES).skip(row).step_by(rows) {
             let block = blocks.next().unwrap_or(&[]);
             let (head, tail) = slot.split_at_mut(block.len());
             head.copy_from_slice(block);

@@ -29,6 +29,44 @@ static TABLES: Tables = {
     tables
 };
 
+/// The low and the high bytes of the bfloat16 numbers that equal 64 E4M3 codes.
+#[inline(always)]
+unsafe fn bytes_of(codes: __m512i) -> [__m512i; 2] {
+    let (low, high) = (TABLES.low.as_ptr(), TABLES.high.as_ptr());
+    // SAFETY: the caller has the features; the tables are aligned to their 64 bytes.
+    unsafe {
+        let low =
+            _mm512_permutex2var_epi8(_mm512_load_si512(low.cast()), codes, _mm512_load_si512(low.add(64).cast()));
+        let high =
+            _mm512_permutex2var_epi8(_mm512_load_si512(high.cast()), codes, _mm512_load_si512(high.add(64).cast()));
+        // high | (codes & 0x80): the permutation looks at seven bits, the eighth is the sign.
+        [low, _mm512_ternarylogic_epi32::<0xf8>(high, codes, _mm512_set1_epi8(-128))]
+    }
+}
+
+/// The bfloat16 numbers that equal 64 E4M3 codes, in their order.
+#[inline(always)]
+pub(crate) unsafe fn widen_e4m3_block(codes: __m512i) -> [__m512i; 2] {
+    // SAFETY: the caller has the features.
+    unsafe {
+        // Unpacking takes the even eights of bytes, then the odd ones.
+        let codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
+        let [low, high] = bytes_of(codes);
+        [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
+    }
+}
+
+/// The bfloat16 numbers that equal 32 E4M3 codes, in their order.
+#[inline(always)]
+pub(crate) unsafe fn widen_e4m3_half(codes: __m256i) -> __m512i {
+    // SAFETY: the caller has the features.
+    unsafe {
+        let eights = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3);
+        let [low, high] = bytes_of(_mm512_permutexvar_epi64(eights, _mm512_castsi256_si512(codes)));
+        _mm512_unpacklo_epi8(low, high)
+    }
+}
+
 macro_rules! bf16_dot {
     ($(#[$doc:meta])* $name:ident, $parts:literal, $plain:literal, |$stored:ident| $unpack:expr) => {
         $(#[$doc])*
@@ -91,20 +129,7 @@ bf16_dot!(
 bf16_dot!(
     /// Products of E4M3 rows. In each 16 bytes of a block, part 0 has elements 0 to 7 and part 1 elements 8 to 15.
     Fp8Tables, 2, false, |stored| {
-        let codes = _mm512_loadu_si512(stored.cast());
-        let (low, high) = (TABLES.low.as_ptr(), TABLES.high.as_ptr());
-        let low = _mm512_permutex2var_epi8(
-            _mm512_load_si512(low.cast()),
-            codes,
-            _mm512_load_si512(low.add(64).cast()),
-        );
-        let high = _mm512_permutex2var_epi8(
-            _mm512_load_si512(high.cast()),
-            codes,
-            _mm512_load_si512(high.add(64).cast()),
-        );
-        // high | (codes & 0x80): the permutation looks at seven bits, the eighth is the sign.
-        let high = _mm512_ternarylogic_epi32::<0xf8>(high, codes, _mm512_set1_epi8(-128));
+        let [low, high] = bytes_of(_mm512_loadu_si512(stored.cast()));
         [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
     }
 );

@@ -20,7 +20,7 @@ pub(crate) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Avx512;
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512_bf16::Avx512Bf16;
+pub(crate) use avx512_bf16::{Avx512Bf16, widen_e4m3_block, widen_e4m3_half};
 pub(crate) use portable::Portable;
 
 use crate::isa::Task;

@@ -1,0 +1,326 @@
+//! Units of work: few rows of x stream over the weights; many are packed once for all members and blocked for the caches.
+
+use super::pack::{Rows, is_in_place, unpack_weights};
+use super::plan::{Plan, ROW_BLOCK, UNPACKED_RUN};
+use super::registers::{self, Registers, Sums, Tiles};
+use super::store::{self, Place};
+use super::{TILE, TILE_BYTES, TILE_ROW_BYTES};
+use crate::error::KernelError;
+use crate::isa::Task;
+use crate::linear::{Job, KERNEL};
+use crate::memory::{Part, ScratchBytes};
+use crate::simd::Simd;
+use crate::team::Worker;
+use std::ops::Range;
+
+/// Bytes ahead of use at which a contiguous stream of weights is asked for.
+const AHEAD: usize = 8192;
+/// The same where sixteen rows are read side by side, for each.
+const AHEAD_IN_ROWS: usize = 1024;
+
+/// The scratch that a product needs for any number of rows.
+pub(in crate::linear) fn scratch_bytes(job: &Job, threads: usize) -> Result<ScratchBytes, KernelError> {
+    let overflow = || KernelError::Overflow { kernel: KERNEL, argument: "scratch" };
+    let bytes = |rows| Plan::new(&job.weights, rows, threads).scratch_bytes().ok_or_else(overflow);
+    Ok(bytes(super::plan::FEW_ROWS)?.max(bytes(ROW_BLOCK)?))
+}
+
+/// Does this member's part of products that do not depend on each other.
+///
+/// # Safety
+/// The contract of [`crate::linear::run_jobs`]; the jobs must be products of tiles.
+pub(in crate::linear) unsafe fn run(jobs: &[Job], rows: usize, worker: &Worker<'_>, part: &mut Part<'_>) {
+    let threads = worker.count();
+    // SAFETY: the path was chosen, which needs the permission.
+    let _registers = unsafe { Registers::configure(rows.min(TILE)) };
+    let mut done = 0;
+    while done < rows {
+        let block = done..rows.min(done + ROW_BLOCK);
+        let plan = |job: &Job| Plan::new(&job.weights, block.len(), threads);
+        // Products of the same rows of x share its tiles.
+        for jobs in jobs.chunk_by(|a, b| a.x == b.x && a.weights.columns == b.weights.columns) {
+            let Some(first) = jobs.first() else { continue };
+            let x = x_rows(first, &block);
+            let (few, depth) = (plan(first).is_few(), plan(first).depth);
+            if few {
+                // The memory may be another member's since the last product, so nothing is assumed about it.
+                first.isa.dispatch(Pack { x, plan: plan(first), tiles: 0..plan(first).x_tiles(), to: part.own.as_mut_ptr() });
+            } else {
+                worker.for_each_unit(plan(first).x_tiles(), |tile| {
+                    let to = part.shared.begin.wrapping_add(tile * depth * TILE_BYTES);
+                    first.isa.dispatch(Pack { x, plan: plan(first), tiles: tile..tile + 1, to });
+                });
+            }
+            worker.for_each_unit(jobs.iter().map(|job| plan(job).units()).sum(), |unit| {
+                let Some((job, plan, unit)) = find(jobs, plan, unit) else { return };
+                debug_assert!(plan.scratch_bytes().is_some_and(|bytes| {
+                    bytes.own <= part.own.len() && bytes.shared <= part.shared.len
+                }));
+                let tiles = plan.unit(unit);
+                let own = part.own.as_mut_ptr();
+                if few {
+                    job.isa.dispatch(Few { job, plan: &plan, tiles, own });
+                } else {
+                    job.isa.dispatch(Many { job, plan: &plan, first_row: block.start, tiles, own, x: part.shared.begin });
+                }
+            });
+        }
+        done = block.end;
+    }
+}
+
+fn x_rows(job: &Job, block: &Range<usize>) -> Rows {
+    let bytes = job.weights.row_bytes();
+    Rows { begin: job.x.wrapping_add(block.start * bytes), count: block.len(), bytes, element: job.weights.element }
+}
+
+/// The product that a unit of all is of, its plan, and the unit's number in it.
+fn find(jobs: &[Job], plan: impl Fn(&Job) -> Plan, unit: usize) -> Option<(&Job, Plan, usize)> {
+    let mut first = 0;
+    jobs.iter().find_map(|job| {
+        let plan = plan(job);
+        let range = first..first + plan.units();
+        first = range.end;
+        range.contains(&unit).then_some((job, plan, unit - range.start))
+    })
+}
+
+/// Packs tiles of x.
+struct Pack {
+    x: Rows,
+    plan: Plan,
+    tiles: Range<usize>,
+    to: *mut u8,
+}
+
+impl Task for Pack {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { x, plan, tiles, to } = self;
+        let bytes = TILE_ROW_BYTES * plan.x_columns();
+        for (index, tile) in tiles.enumerate() {
+            for depth in 0..plan.depth {
+                // SAFETY: the contract of `run`; the scratch has room for all tiles of x.
+                unsafe { x.pack(tile * TILE, plan.x_columns(), depth, to.add((index * plan.depth + depth) * bytes)) };
+            }
+        }
+    }
+}
+
+/// Tiles of sums in memory, before they are rounded.
+#[repr(align(64))]
+struct SumTiles([[f32; TILE * TILE]; 4]);
+
+/// A unit of few rows: tiles of w stream by, one after the other.
+struct Few<'a> {
+    job: &'a Job,
+    plan: &'a Plan,
+    tiles: Range<usize>,
+    /// Packed x, then room for unpacked weights.
+    own: *mut u8,
+}
+
+impl Task for Few<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let mut tile = self.tiles.start;
+        while tile < self.tiles.end {
+            let left = self.tiles.end - tile;
+            // SAFETY: the contract of `run`.
+            tile += unsafe {
+                match (self.plan.x_tiles(), left) {
+                    (1, 4..) => self.tiles::<4, 1>(tile),
+                    (1, 2..) => self.tiles::<2, 1>(tile),
+                    (1, _) => self.tiles::<1, 1>(tile),
+                    (_, 2..) => self.tiles::<2, 2>(tile),
+                    (_, _) => self.tiles::<1, 2>(tile),
+                }
+            };
+        }
+    }
+}
+
+impl Few<'_> {
+    /// `W` tiles of w times `X` of x, over all of K. Gives `W`.
+    ///
+    /// # Safety
+    /// The contract of [`run`].
+    #[inline(always)]
+    unsafe fn tiles<const W: usize, const X: usize>(&self, tile: usize) -> usize {
+        let (w, plan) = (&self.job.weights, self.plan);
+        let columns = plan.x_columns();
+        let x_row = columns * 4;
+        let x = Tiles {
+            begin: self.own,
+            row: x_row,
+            depth: TILE_ROW_BYTES * columns,
+            beside: plan.depth * TILE_ROW_BYTES * columns,
+        };
+        let mut tiles = SumTiles([[0.0; TILE * TILE]; 4]);
+        // SAFETY: the contract of `run`; the scratch has the plan's bytes.
+        unsafe {
+            registers::zero();
+            if (tile..tile + W).all(|tile| is_in_place(w, tile)) {
+                registers::multiply::<W, X>(&weight_tiles(w, tile), &x, plan.depth, ahead(w));
+            } else {
+                let unpacked = self.own.add(plan.x_bytes().unwrap_or(0));
+                for first in (0..plan.depth).step_by(UNPACKED_RUN) {
+                    let run = first..plan.depth.min(first + UNPACKED_RUN);
+                    for index in 0..W {
+                        let to = unpacked.add(index * UNPACKED_RUN * TILE_BYTES);
+                        unpack_weights(w, tile + index, run.clone(), ahead(w), to);
+                    }
+                    let x = Tiles { begin: x.begin.add(first * x.depth), ..x };
+                    registers::multiply::<W, X>(&unpacked_tiles(unpacked, UNPACKED_RUN), &x, run.len(), 0);
+                }
+            }
+            registers::store(&Sums { begin: (&raw mut tiles.0).cast(), row: x_row }, W * X);
+            for (index, sums) in tiles.0.iter().enumerate().take(W * X) {
+                store_tile(self.job, plan, sums, (index / W, tile + index % W), 0);
+            }
+        }
+        W
+    }
+}
+
+/// The tiles of weights that can be multiplied where they are.
+fn weight_tiles(w: &crate::linear::RawWeights, tile: usize) -> Tiles {
+    let (row, depth) = w.strides();
+    let begin = w.begin.wrapping_add(w.row_offset(tile * TILE));
+    Tiles { begin, row, depth, beside: w.row_offset(TILE) }
+}
+
+/// Unpacked tiles of weights, `run` of them along K.
+fn unpacked_tiles(begin: *const u8, run: usize) -> Tiles {
+    Tiles { begin, row: TILE_ROW_BYTES, depth: TILE_BYTES, beside: run * TILE_BYTES }
+}
+
+fn ahead(w: &crate::linear::RawWeights) -> usize {
+    if w.layout == crate::linear::WeightLayout::Rows { AHEAD_IN_ROWS } else { AHEAD }
+}
+
+/// Rounds a tile of sums into y: `x` and `w` are its tiles, `first_row` the row of x that tile 0 begins at.
+///
+/// # Safety
+/// The contract of [`run`].
+#[inline(always)]
+unsafe fn store_tile(job: &Job, plan: &Plan, sums: &[f32; TILE * TILE], (x, w): (usize, usize), first_row: usize) {
+    if x >= plan.x_tiles() || w >= plan.tiles {
+        return;
+    }
+    let place = Place {
+        row: first_row + x * TILE,
+        rows: (plan.rows - x * TILE).min(TILE),
+        column: w * TILE,
+        columns: (job.weights.rows - w * TILE).min(TILE),
+    };
+    // SAFETY: forwarded; the tile is part of y.
+    unsafe { store::store(job, sums.as_ptr(), plan.x_columns(), place) };
+}
+
+/// A unit of many rows: its weights, a run along K at a time, times all tiles of x.
+struct Many<'a> {
+    job: &'a Job,
+    plan: &'a Plan,
+    /// The row of y that the first tile of x begins at.
+    first_row: usize,
+    tiles: Range<usize>,
+    /// Room for unpacked weights, then for sums.
+    own: *mut u8,
+    /// Packed x.
+    x: *const u8,
+}
+
+impl Task for Many<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (plan, w) = (self.plan, &self.job.weights);
+        for first in (0..plan.depth).step_by(plan.run) {
+            let run = first..plan.depth.min(first + plan.run);
+            // SAFETY: the contract of `run`; the scratch has room for a run of the unit's tiles.
+            unsafe {
+                if plan.unpacks {
+                    for (index, tile) in self.tiles.clone().enumerate() {
+                        let to = self.own.add(index * plan.run * TILE_BYTES);
+                        unpack_weights(w, tile, run.clone(), AHEAD_IN_ROWS, to);
+                    }
+                }
+                self.run_of_tiles(&run);
+            }
+        }
+    }
+}
+
+impl Many<'_> {
+    /// All tiles of x times all of the unit, over one run along K.
+    ///
+    /// # Safety
+    /// The contract of [`run`]; weights that are not in place must be unpacked.
+    #[inline(always)]
+    unsafe fn run_of_tiles(&self, run: &Range<usize>) {
+        let (plan, w) = (self.plan, &self.job.weights);
+        let beside = plan.depth * TILE_BYTES;
+        for x_tile in (0..plan.x_tiles()).step_by(2) {
+            let begin = self.x.wrapping_add(x_tile * beside + run.start * TILE_BYTES);
+            let x = Tiles { begin, row: TILE_ROW_BYTES, depth: TILE_BYTES, beside };
+            for (index, tile) in self.tiles.clone().enumerate().step_by(2) {
+                let weights = if plan.unpacks {
+                    unpacked_tiles(self.own.wrapping_add(index * plan.run * TILE_BYTES), plan.run)
+                } else {
+                    let tiles = weight_tiles(w, tile);
+                    Tiles { begin: tiles.begin.wrapping_add(run.start * tiles.depth), ..tiles }
+                };
+                let wide = tile + 1 < self.tiles.end;
+                let tall = x_tile + 1 < plan.x_tiles();
+                // SAFETY: forwarded.
+                unsafe {
+                    match (wide, tall) {
+                        (true, true) => self.block::<2, 2>((x_tile, tile), &weights, &x, run),
+                        (true, false) => self.block::<2, 1>((x_tile, tile), &weights, &x, run),
+                        (false, true) => self.block::<1, 2>((x_tile, tile), &weights, &x, run),
+                        (false, false) => self.block::<1, 1>((x_tile, tile), &weights, &x, run),
+                    }
+                }
+            }
+        }
+    }
+
+    /// `W` tiles of w times `X` of x over one run along K: on from the sums of the run before, if there was one.
+    ///
+    /// # Safety
+    /// The contract of [`run`].
+    #[inline(always)]
+    unsafe fn block<const W: usize, const X: usize>(
+        &self,
+        (x_tile, tile): (usize, usize),
+        w: &Tiles,
+        x: &Tiles,
+        run: &Range<usize>,
+    ) {
+        let plan = self.plan;
+        let ends = run.end == plan.depth;
+        let mut tiles = SumTiles([[0.0; TILE * TILE]; 4]);
+        let weight_bytes = plan.unit_bytes().map_or(0, |[weights, _]| weights);
+        let pair = (tile - self.tiles.start) / 2 * plan.x_tiles().div_ceil(2) + x_tile / 2;
+        let kept = Sums { begin: self.own.wrapping_add(weight_bytes + pair * 4 * TILE_BYTES), row: TILE_ROW_BYTES };
+        // SAFETY: forwarded; the scratch has room for the sums of all blocks of the unit, where they are kept.
+        unsafe {
+            registers::zero();
+            if run.start > 0 {
+                registers::load(&kept, W * X);
+            }
+            registers::multiply::<W, X>(w, x, run.len(), 0);
+            if !ends {
+                registers::store(&kept, W * X);
+                return;
+            }
+            registers::store(&Sums { begin: (&raw mut tiles.0).cast(), row: TILE_ROW_BYTES }, W * X);
+            for (index, sums) in tiles.0.iter().enumerate().take(W * X) {
+                store_tile(self.job, plan, sums, (x_tile + index / W, tile + index % W), self.first_row);
+            }
+        }
+    }
+}
