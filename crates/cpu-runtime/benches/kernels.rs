@@ -95,23 +95,24 @@ fn matrix_matrix(criterion: &mut Criterion) {
     let team = team();
     let mut group = criterion.benchmark_group("matrix-matrix 512 rows");
     for (name, element) in ELEMENTS {
-        for (columns, depth) in [(2048, 2048), (2048, 8192)] {
+        for (columns, depth) in [(2048, 2048), (2048, 8192), (16384, 2048)] {
             let (x, w) = (numbers(element, 512 * depth), numbers(element, columns * depth));
+            let file = Weights::new(w.bytes(), element, WeightLayout::Rows, columns, depth).unwrap();
+            let height = TileHeight::of(Isa::detect(), element);
+            let mut tiled = Buffer::new(tiled_bytes(element, height, columns, depth).unwrap()).unwrap();
+            repack(&team, &file, height, tiled.bytes_mut()).unwrap();
+            let tiled = Weights::new(tiled.bytes(), element, WeightLayout::Tiled(height), columns, depth).unwrap();
             let mut y = vec![0u8; 512 * columns * 4];
             let mut workspace = Workspace::default();
-            let product = Linear {
-                isa: Isa::detect(),
-                x: x.bytes(),
-                rows: 512,
-                weights: Weights::new(w.bytes(), element, WeightLayout::Rows, columns, depth).unwrap(),
-                scale: 1.0,
-                output: ElementType::F32,
-            };
             // Elements are floating-point operations here.
             group.throughput(Throughput::Elements((2 * 512 * columns * depth) as u64));
-            group.bench_function(format!("{name} {columns}x{depth}"), |bencher| {
-                bencher.iter(|| linear(&team, &product, &mut y, &mut workspace).unwrap());
-            });
+            for (layout, weights) in [("file", file), ("tiled", tiled)] {
+                let (isa, output) = (Isa::detect(), ElementType::F32);
+                let product = Linear { isa, x: x.bytes(), rows: 512, weights, scale: 1.0, output };
+                group.bench_function(format!("{name} {layout} {columns}x{depth}"), |bencher| {
+                    bencher.iter(|| linear(&team, &product, &mut y, &mut workspace).unwrap());
+                });
+            }
         }
     }
     group.finish();

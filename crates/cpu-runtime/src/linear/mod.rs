@@ -54,10 +54,16 @@ pub fn linear(team: &Team, linear: &Linear<'_>, y: &mut [u8], workspace: &mut Wo
             reason: "sums are rounded to bf16, f16 or f32, not to FP8: quantize the result in a step of its own".into(),
         });
     }
-    if !matches!(weights.layout(), WeightLayout::Rows) && weights.layout() != WeightLayout::Tiled(TileHeight::of(linear.isa, weights.element())) {
+    if !matches!(weights.layout(), WeightLayout::Rows)
+        && weights.layout() != WeightLayout::Tiled(TileHeight::of(linear.isa, weights.element()))
+    {
         return Err(KernelError::Unsupported {
             kernel: KERNEL,
-            reason: format!("the {} path reads {:?} weights", linear.isa, TileHeight::of(linear.isa, weights.element())),
+            reason: format!(
+                "the {} path reads {:?} weights",
+                linear.isa,
+                TileHeight::of(linear.isa, weights.element())
+            ),
         });
     }
     let job = Job {

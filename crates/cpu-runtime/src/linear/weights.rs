@@ -45,7 +45,6 @@ impl TileHeight {
     }
 }
 
-
 /// A weight matrix `[N, K]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Weights<'a> {
@@ -176,12 +175,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// [`KernelError`] if the source is tiled already or `target` has another size than [`tiled_bytes`] says.
-pub fn repack(
-    team: &Team,
-    source: &Weights<'_>,
-    height: TileHeight,
-    target: &mut [u8],
-) -> Result<(), KernelError> {
+pub fn repack(team: &Team, source: &Weights<'_>, height: TileHeight, target: &mut [u8]) -> Result<(), KernelError> {
     let raw = source.raw;
     if raw.layout != WeightLayout::Rows {
         return Err(KernelError::Unsupported {

@@ -35,8 +35,7 @@ unsafe fn bytes_of(codes: __m512i) -> [__m512i; 2] {
     let (low, high) = (TABLES.low.as_ptr(), TABLES.high.as_ptr());
     // SAFETY: the caller has the features; the tables are aligned to their 64 bytes.
     unsafe {
-        let low =
-            _mm512_permutex2var_epi8(_mm512_load_si512(low.cast()), codes, _mm512_load_si512(low.add(64).cast()));
+        let low = _mm512_permutex2var_epi8(_mm512_load_si512(low.cast()), codes, _mm512_load_si512(low.add(64).cast()));
         let high =
             _mm512_permutex2var_epi8(_mm512_load_si512(high.cast()), codes, _mm512_load_si512(high.add(64).cast()));
         // high | (codes & 0x80): the permutation looks at seven bits, the eighth is the sign.

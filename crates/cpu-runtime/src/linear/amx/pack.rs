@@ -81,23 +81,23 @@ pub(super) fn is_in_place(w: &RawWeights, tile: usize) -> bool {
 /// `depths` must begin and end at even numbers.
 #[inline(always)]
 pub(super) unsafe fn unpack_weights(w: &RawWeights, tile: usize, depths: Range<usize>, ahead: usize, to: *mut u8) {
-    let (_, block_stride) = w.strides();
+    let (row_stride, block_stride) = w.strides();
     let per_block = BLOCK_BYTES / w.element.bytes() / TILE_DEPTH;
     let padded = w.layout != crate::linear::WeightLayout::Rows;
-    let blocks = depths.start / per_block..depths.end / per_block;
-    for row in 0..TILE {
-        let to = to.wrapping_add(row * TILE_ROW_BYTES);
-        let missing = !padded && tile * TILE + row >= w.rows;
-        let begin = w.begin.wrapping_add(if missing { 0 } else { w.row_offset(tile * TILE + row) });
-        for (index, block) in blocks.clone().enumerate() {
-            let from = begin.wrapping_add(block * block_stride);
-            let rest = if padded { BLOCK_BYTES } else { w.row_bytes().saturating_sub(block * BLOCK_BYTES) };
-            let mask = if missing { 0 } else { low_bits(rest) };
-            // SAFETY: masked loads touch the row's own bytes only; the tiles are the caller's.
+    let rows = if padded { TILE } else { w.rows.saturating_sub(tile * TILE).min(TILE) };
+    let begin = w.begin.wrapping_add(w.row_offset(tile * TILE));
+    for (index, block) in (depths.start / per_block..depths.end / per_block).enumerate() {
+        let rest = if padded { BLOCK_BYTES } else { w.row_bytes().saturating_sub(block * BLOCK_BYTES) };
+        let mask = low_bits(rest);
+        let to = to.wrapping_add(index * per_block * TILE_BYTES);
+        for row in 0..TILE {
+            let from = begin.wrapping_add(block * block_stride + row * row_stride);
+            let to = to.wrapping_add(row * TILE_ROW_BYTES);
+            // SAFETY: masked loads touch the row's own bytes only, and none of a row that does not exist; the tiles are the
+            // caller's. A prefetch of any address is harmless.
             unsafe {
                 _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ahead).cast());
-                let stored = _mm512_maskz_loadu_epi8(mask, from.cast());
-                let to = to.wrapping_add(index * per_block * TILE_BYTES);
+                let stored = _mm512_maskz_loadu_epi8(if row < rows { mask } else { 0 }, from.cast());
                 if w.element == ElementType::F8E4M3 {
                     let [low, high] = widen_e4m3_block(stored);
                     _mm512_storeu_si512(to.cast(), low);

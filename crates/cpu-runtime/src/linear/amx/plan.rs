@@ -10,14 +10,15 @@ use std::ops::Range;
 /// The most rows of x whose tiles every member packs for itself, and that pass over the weights once: two tiles.
 pub(super) const FEW_ROWS: usize = 2 * TILE;
 /// Rows of x that are packed together and pass over the weights once, where there are many.
-pub(super) const ROW_BLOCK: usize = 1024;
+pub(super) const ROW_BLOCK: usize = 512;
 /// Tiles along K that are unpacked before they are multiplied, in a stream of weights: some KiB, in the first-level cache.
 pub(super) const UNPACKED_RUN: usize = 8;
 /// Weight bytes of a unit of a stream, cut so that members can share it out evenly.
 const STREAM_BYTES: usize = 128 << 10;
-/// Tiles along K after which the next rows of x are taken, if there are many: weights of that depth stay in the
-/// second-level cache.
-const RUN: usize = 64;
+/// Tiles along K after which the next columns are taken, if there are many rows: two tiles of x of that depth, which all
+/// columns of a unit are multiplied with, and two of weights fit the first-level cache, which reads twice as fast as the
+/// tiles multiply; the second-level cache does not.
+const RUN: usize = 8;
 /// Weight tiles, 16 rows of w each, of a unit of many rows.
 const UNIT_TILES: usize = 16;
 /// Units per member that make sharing out fair.
@@ -48,11 +49,8 @@ impl Plan {
         let depth = depth_of(w);
         let (unit_tiles, run) = if rows <= FEW_ROWS {
             (STREAM_BYTES / (w.row_bytes() * TILE).max(1), depth)
-        } else if depth > RUN {
-            // Sums are kept between runs: half as many columns leave them room in the cache.
-            (UNIT_TILES / 2, RUN)
         } else {
-            (UNIT_TILES, depth)
+            (UNIT_TILES, depth.min(RUN))
         };
         let unit_tiles = unit_tiles.min(fair).max(1);
         let unit_tiles = if unit_tiles > 1 { unit_tiles.next_multiple_of(2) } else { 1 };

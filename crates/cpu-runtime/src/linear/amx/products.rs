@@ -2,7 +2,7 @@
 
 use super::pack::{Rows, is_in_place, unpack_weights};
 use super::plan::{Plan, ROW_BLOCK, UNPACKED_RUN};
-use super::registers::{self, Registers, Sums, Tiles};
+use super::registers::{self, Fetch, Registers, Sums, Tiles};
 use super::store::{self, Place};
 use super::{TILE, TILE_BYTES, TILE_ROW_BYTES};
 use crate::error::KernelError;
@@ -11,6 +11,7 @@ use crate::linear::{Job, KERNEL};
 use crate::memory::{Part, ScratchBytes};
 use crate::simd::Simd;
 use crate::team::Worker;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Bytes ahead of use at which a contiguous stream of weights is asked for.
@@ -44,7 +45,12 @@ pub(in crate::linear) unsafe fn run(jobs: &[Job], rows: usize, worker: &Worker<'
             let (few, depth) = (plan(first).is_few(), plan(first).depth);
             if few {
                 // The memory may be another member's since the last product, so nothing is assumed about it.
-                first.isa.dispatch(Pack { x, plan: plan(first), tiles: 0..plan(first).x_tiles(), to: part.own.as_mut_ptr() });
+                first.isa.dispatch(Pack {
+                    x,
+                    plan: plan(first),
+                    tiles: 0..plan(first).x_tiles(),
+                    to: part.own.as_mut_ptr(),
+                });
             } else {
                 worker.for_each_unit(plan(first).x_tiles(), |tile| {
                     let to = part.shared.begin.wrapping_add(tile * depth * TILE_BYTES);
@@ -53,15 +59,23 @@ pub(in crate::linear) unsafe fn run(jobs: &[Job], rows: usize, worker: &Worker<'
             }
             worker.for_each_unit(jobs.iter().map(|job| plan(job).units()).sum(), |unit| {
                 let Some((job, plan, unit)) = find(jobs, plan, unit) else { return };
-                debug_assert!(plan.scratch_bytes().is_some_and(|bytes| {
-                    bytes.own <= part.own.len() && bytes.shared <= part.shared.len
-                }));
+                debug_assert!(
+                    plan.scratch_bytes()
+                        .is_some_and(|bytes| { bytes.own <= part.own.len() && bytes.shared <= part.shared.len })
+                );
                 let tiles = plan.unit(unit);
                 let own = part.own.as_mut_ptr();
                 if few {
                     job.isa.dispatch(Few { job, plan: &plan, tiles, own });
                 } else {
-                    job.isa.dispatch(Many { job, plan: &plan, first_row: block.start, tiles, own, x: part.shared.begin });
+                    job.isa.dispatch(Many {
+                        job,
+                        plan: &plan,
+                        first_row: block.start,
+                        tiles,
+                        own,
+                        x: part.shared.begin,
+                    });
                 }
             });
         }
@@ -108,9 +122,11 @@ impl Task for Pack {
     }
 }
 
+const NOTHING: [Fetch; 2] = [Fetch { begin: std::ptr::null(), lines: 0 }; 2];
+
 /// Tiles of sums in memory, before they are rounded.
 #[repr(align(64))]
-struct SumTiles([[f32; TILE * TILE]; 4]);
+struct SumTiles(MaybeUninit<[f32; 4 * TILE * TILE]>);
 
 /// A unit of few rows: tiles of w stream by, one after the other.
 struct Few<'a> {
@@ -158,12 +174,12 @@ impl Few<'_> {
             depth: TILE_ROW_BYTES * columns,
             beside: plan.depth * TILE_ROW_BYTES * columns,
         };
-        let mut tiles = SumTiles([[0.0; TILE * TILE]; 4]);
+        let mut tiles = SumTiles(MaybeUninit::uninit());
         // SAFETY: the contract of `run`; the scratch has the plan's bytes.
         unsafe {
             registers::zero();
             if (tile..tile + W).all(|tile| is_in_place(w, tile)) {
-                registers::multiply::<W, X>(&weight_tiles(w, tile), &x, plan.depth, ahead(w));
+                registers::multiply::<W, X>(&weight_tiles(w, tile), &x, plan.depth, ahead(w), NOTHING);
             } else {
                 let unpacked = self.own.add(plan.x_bytes().unwrap_or(0));
                 for first in (0..plan.depth).step_by(UNPACKED_RUN) {
@@ -173,13 +189,11 @@ impl Few<'_> {
                         unpack_weights(w, tile + index, run.clone(), ahead(w), to);
                     }
                     let x = Tiles { begin: x.begin.add(first * x.depth), ..x };
-                    registers::multiply::<W, X>(&unpacked_tiles(unpacked, UNPACKED_RUN), &x, run.len(), 0);
+                    registers::multiply::<W, X>(&unpacked_tiles(unpacked, UNPACKED_RUN), &x, run.len(), 0, NOTHING);
                 }
             }
-            registers::store(&Sums { begin: (&raw mut tiles.0).cast(), row: x_row }, W * X);
-            for (index, sums) in tiles.0.iter().enumerate().take(W * X) {
-                store_tile(self.job, plan, sums, (index / W, tile + index % W), 0);
-            }
+            registers::store(&Sums { begin: tiles.0.as_mut_ptr().cast(), row: x_row }, W * X);
+            store_tiles::<W, X>(self.job, plan, tiles.0.as_ptr().cast(), (0, tile), 0);
         }
         W
     }
@@ -201,23 +215,27 @@ fn ahead(w: &crate::linear::RawWeights) -> usize {
     if w.layout == crate::linear::WeightLayout::Rows { AHEAD_IN_ROWS } else { AHEAD }
 }
 
-/// Rounds a tile of sums into y: `x` and `w` are its tiles, `first_row` the row of x that tile 0 begins at.
+/// Rounds `W` times `X` tiles of sums into y: `x` and `w` are the first of them, `first_row` the row of y that tile 0 of x
+/// begins at.
 ///
 /// # Safety
 /// The contract of [`run`].
 #[inline(always)]
-unsafe fn store_tile(job: &Job, plan: &Plan, sums: &[f32; TILE * TILE], (x, w): (usize, usize), first_row: usize) {
-    if x >= plan.x_tiles() || w >= plan.tiles {
-        return;
+unsafe fn store_tiles<const W: usize, const X: usize>(
+    job: &Job,
+    plan: &Plan,
+    sums: *const f32,
+    (x, w): (usize, usize),
+    first_row: usize,
+) {
+    let columns = (job.weights.rows - w * TILE).min(W * TILE);
+    for index in 0..X {
+        let tile = x + index;
+        let rows = plan.rows.saturating_sub(tile * TILE).min(TILE);
+        let place = Place { row: first_row + tile * TILE, rows, column: w * TILE, columns };
+        // SAFETY: forwarded; the tiles are part of y.
+        unsafe { store::store::<W>(job, sums.add(index * W * TILE * TILE), plan.x_columns(), place) };
     }
-    let place = Place {
-        row: first_row + x * TILE,
-        rows: (plan.rows - x * TILE).min(TILE),
-        column: w * TILE,
-        columns: (job.weights.rows - w * TILE).min(TILE),
-    };
-    // SAFETY: forwarded; the tile is part of y.
-    unsafe { store::store(job, sums.as_ptr(), plan.x_columns(), place) };
 }
 
 /// A unit of many rows: its weights, a run along K at a time, times all tiles of x.
@@ -263,6 +281,13 @@ impl Many<'_> {
     unsafe fn run_of_tiles(&self, run: &Range<usize>) {
         let (plan, w) = (self.plan, &self.job.weights);
         let beside = plan.depth * TILE_BYTES;
+        let blocks = self.tiles.len().div_ceil(2);
+        let x_pairs = plan.x_tiles().div_ceil(2);
+        // The next pair of tiles of x, shared out over the blocks that this pair takes part in, and the weights that come
+        // after all blocks.
+        let x_lines = (2 * TILE).div_ceil(blocks);
+        let w_lines = (2 * TILE).div_ceil(x_pairs);
+        let next = self.next_weights(run);
         for x_tile in (0..plan.x_tiles()).step_by(2) {
             let begin = self.x.wrapping_add(x_tile * beside + run.start * TILE_BYTES);
             let x = Tiles { begin, row: TILE_ROW_BYTES, depth: TILE_BYTES, beside };
@@ -273,18 +298,39 @@ impl Many<'_> {
                     let tiles = weight_tiles(w, tile);
                     Tiles { begin: tiles.begin.wrapping_add(run.start * tiles.depth), ..tiles }
                 };
+                let fetch = [
+                    Fetch {
+                        begin: begin.wrapping_add(2 * beside + index / 2 * x_lines * run.len() * 64),
+                        lines: x_lines,
+                    },
+                    Fetch {
+                        begin: next.wrapping_add((x_tile / 2 * blocks + index / 2) * w_lines * run.len() * 64),
+                        lines: w_lines,
+                    },
+                ];
                 let wide = tile + 1 < self.tiles.end;
                 let tall = x_tile + 1 < plan.x_tiles();
                 // SAFETY: forwarded.
                 unsafe {
                     match (wide, tall) {
-                        (true, true) => self.block::<2, 2>((x_tile, tile), &weights, &x, run),
-                        (true, false) => self.block::<2, 1>((x_tile, tile), &weights, &x, run),
-                        (false, true) => self.block::<1, 2>((x_tile, tile), &weights, &x, run),
-                        (false, false) => self.block::<1, 1>((x_tile, tile), &weights, &x, run),
+                        (true, true) => self.block::<2, 2>((x_tile, tile), &weights, &x, run, fetch),
+                        (true, false) => self.block::<2, 1>((x_tile, tile), &weights, &x, run, fetch),
+                        (false, true) => self.block::<1, 2>((x_tile, tile), &weights, &x, run, fetch),
+                        (false, false) => self.block::<1, 1>((x_tile, tile), &weights, &x, run, fetch),
                     }
                 }
             }
+        }
+    }
+
+    /// Where the weights are that are used after this run.
+    fn next_weights(&self, run: &Range<usize>) -> *const u8 {
+        let w = &self.job.weights;
+        let (_, depth) = w.strides();
+        if run.end < self.plan.depth {
+            w.begin.wrapping_add(w.row_offset(self.tiles.start * TILE) + run.end * depth)
+        } else {
+            w.begin.wrapping_add(w.row_offset(self.tiles.end * TILE))
         }
     }
 
@@ -299,10 +345,11 @@ impl Many<'_> {
         w: &Tiles,
         x: &Tiles,
         run: &Range<usize>,
+        fetch: [Fetch; 2],
     ) {
         let plan = self.plan;
         let ends = run.end == plan.depth;
-        let mut tiles = SumTiles([[0.0; TILE * TILE]; 4]);
+        let mut tiles = SumTiles(MaybeUninit::uninit());
         let weight_bytes = plan.unit_bytes().map_or(0, |[weights, _]| weights);
         let pair = (tile - self.tiles.start) / 2 * plan.x_tiles().div_ceil(2) + x_tile / 2;
         let kept = Sums { begin: self.own.wrapping_add(weight_bytes + pair * 4 * TILE_BYTES), row: TILE_ROW_BYTES };
@@ -312,15 +359,13 @@ impl Many<'_> {
             if run.start > 0 {
                 registers::load(&kept, W * X);
             }
-            registers::multiply::<W, X>(w, x, run.len(), 0);
+            registers::multiply::<W, X>(w, x, run.len(), 0, fetch);
             if !ends {
                 registers::store(&kept, W * X);
                 return;
             }
-            registers::store(&Sums { begin: (&raw mut tiles.0).cast(), row: TILE_ROW_BYTES }, W * X);
-            for (index, sums) in tiles.0.iter().enumerate().take(W * X) {
-                store_tile(self.job, plan, sums, (x_tile + index / W, tile + index % W), self.first_row);
-            }
+            registers::store(&Sums { begin: tiles.0.as_mut_ptr().cast(), row: TILE_ROW_BYTES }, W * X);
+            store_tiles::<W, X>(self.job, plan, tiles.0.as_ptr().cast(), (x_tile, tile), self.first_row);
         }
     }
 }

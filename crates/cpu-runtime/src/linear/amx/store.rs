@@ -1,71 +1,66 @@
 //! From tiles of sums to rows of y.
 
-use super::TILE;
 use super::pack::transpose;
+use super::{TILE, TILE_BYTES};
 use crate::element::{ElementType, canonical, to_bf16, to_f16};
 use crate::linear::Job;
 use std::arch::x86_64::*;
 
-/// Which part of y a tile of sums is.
+/// Which part of y some tiles of sums are.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     /// The first row of x.
     pub(super) row: usize,
-    /// Rows of x of the tile that exist.
+    /// Rows of x that exist.
     pub(super) rows: usize,
     /// The first row of w.
     pub(super) column: usize,
-    /// Rows of w of the tile that exist.
+    /// Rows of w that exist.
     pub(super) columns: usize,
 }
 
-/// Scales and rounds a tile of sums, `[16, x_columns]` with rows that are `x_columns` long, and writes it to y.
+/// Scales and rounds `W` tiles of sums that are side by side in y, each `[16, x_columns]`, and writes them.
 ///
 /// # Safety
-/// The place must be inside y and the sums be readable; the machine must have the features of the path.
+/// The place must be inside y and the sums be readable, a tile every [`TILE_BYTES`] bytes; the machine must have the
+/// features of the path.
 #[inline(always)]
-pub(super) unsafe fn store(job: &Job, sums: *const f32, x_columns: usize, place: Place) {
+#[expect(clippy::needless_range_loop, reason = "a row is of all tiles")]
+pub(super) unsafe fn store<const W: usize>(job: &Job, sums: *const f32, x_columns: usize, place: Place) {
+    let mask = if x_columns == TILE { u16::MAX } else { (1 << x_columns) - 1 };
+    let scale = job.scale;
+    let mut rows = [[[0.0f32; TILE]; TILE]; W];
     // SAFETY: the caller's contract.
     unsafe {
-        if x_columns == 1 {
-            store_row(job, &sums.cast::<[f32; TILE]>().read(), place.row, place);
-            return;
-        }
-        let mut tile = [_mm512_setzero_si512(); TILE];
-        let mask = if x_columns == TILE { u16::MAX } else { (1 << x_columns) - 1 };
-        for (column, row) in tile.iter_mut().enumerate() {
-            *row = _mm512_maskz_loadu_epi32(mask, sums.add(column * x_columns).cast());
-        }
-        let tile = transpose(tile);
-        for (index, row) in tile.iter().enumerate().take(place.rows) {
-            let mut sums = [0.0f32; TILE];
-            _mm512_storeu_si512(sums.as_mut_ptr().cast(), *row);
-            store_row(job, &sums, place.row + index, place);
-        }
-    }
-}
-
-/// Writes the sums of one row of x.
-///
-/// # Safety
-/// As [`store`].
-#[inline(always)]
-unsafe fn store_row(job: &Job, sums: &[f32; TILE], row: usize, place: Place) {
-    let at = row * job.weights.rows + place.column;
-    // SAFETY: the caller's contract; y need not be aligned.
-    unsafe {
-        match job.output {
-            ElementType::Bf16 => {
-                let rounded = sums.map(|sum| to_bf16(sum * job.scale));
-                put(&rounded, job.y.cast::<u16>().add(at), place.columns);
+        for (tile, rows) in rows.iter_mut().enumerate() {
+            let sums = sums.add(tile * TILE_BYTES / size_of::<f32>());
+            if x_columns == 1 {
+                rows[0] = sums.cast::<[f32; TILE]>().read();
+                continue;
             }
-            ElementType::F16 => {
-                let rounded = sums.map(|sum| to_f16(sum * job.scale));
-                put(&rounded, job.y.cast::<u16>().add(at), place.columns);
+            let mut lines = [_mm512_setzero_si512(); TILE];
+            for (column, line) in lines.iter_mut().enumerate() {
+                *line = _mm512_maskz_loadu_epi32(mask, sums.add(column * x_columns).cast());
             }
-            ElementType::F32 | ElementType::F8E4M3 => {
-                let rounded = sums.map(|sum| canonical(sum * job.scale));
-                put(&rounded, job.y.cast::<f32>().add(at), place.columns);
+            for (row, line) in rows.iter_mut().zip(transpose(lines)) {
+                _mm512_storeu_si512(row.as_mut_ptr().cast(), line);
+            }
+        }
+        for row in 0..place.rows {
+            let at = (place.row + row) * job.weights.rows + place.column;
+            match job.output {
+                ElementType::Bf16 => {
+                    let line: [_; W] = std::array::from_fn(|w| rows[w][row].map(|sum| to_bf16(sum * scale)));
+                    put(&line, job.y.cast::<u16>().add(at), place.columns);
+                }
+                ElementType::F16 => {
+                    let line: [_; W] = std::array::from_fn(|w| rows[w][row].map(|sum| to_f16(sum * scale)));
+                    put(&line, job.y.cast::<u16>().add(at), place.columns);
+                }
+                ElementType::F32 | ElementType::F8E4M3 => {
+                    let line: [_; W] = std::array::from_fn(|w| rows[w][row].map(|sum| canonical(sum * scale)));
+                    put(&line, job.y.cast::<f32>().add(at), place.columns);
+                }
             }
         }
     }
@@ -73,11 +68,11 @@ unsafe fn store_row(job: &Job, sums: &[f32; TILE], row: usize, place: Place) {
 
 /// Writes the first `count` of some numbers.
 #[inline(always)]
-unsafe fn put<T: Copy>(from: &[T; TILE], to: *mut T, count: usize) {
-    // SAFETY: the caller has room for `count` numbers, at most TILE.
+unsafe fn put<T: Copy, const W: usize>(from: &[[T; TILE]; W], to: *mut T, count: usize) {
+    // SAFETY: the caller has room for `count` numbers, at most as many as there are.
     unsafe {
-        if count == TILE {
-            to.cast::<[T; TILE]>().write_unaligned(*from);
+        if count == W * TILE {
+            to.cast::<[[T; TILE]; W]>().write_unaligned(*from);
         } else {
             std::ptr::copy_nonoverlapping(from.as_ptr().cast::<u8>(), to.cast::<u8>(), count * size_of::<T>());
         }
