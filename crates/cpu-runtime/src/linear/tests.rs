@@ -77,6 +77,7 @@ fn shapes(random: &mut rand_chacha::ChaCha8Rng) -> Vec<[usize; 3]> {
         [33, 40, 96],
         [50, 300, 2200],
         [70, 17, 66],
+        [515, 18, 40],
     ];
     for _ in 0..6 {
         shapes.push([random.random_range(1..20), random.random_range(1..60), random.random_range(1..700)]);

@@ -32,11 +32,10 @@ pub(in crate::linear) fn scratch_bytes(job: &Job, threads: usize) -> Result<Scra
 /// The contract of [`crate::linear::run_jobs`]; the jobs must be products of tiles.
 pub(in crate::linear) unsafe fn run(jobs: &[Job], rows: usize, worker: &Worker<'_>, part: &mut Part<'_>) {
     let threads = worker.count();
-    // SAFETY: the path was chosen, which needs the permission.
-    let _registers = unsafe { Registers::configure(rows.min(TILE)) };
-    let mut done = 0;
-    while done < rows {
-        let block = done..rows.min(done + ROW_BLOCK);
+    for start in (0..rows).step_by(ROW_BLOCK) {
+        let block = start..rows.min(start + ROW_BLOCK);
+        // SAFETY: the path was chosen, which needs the permission.
+        let _registers = unsafe { Registers::configure(block.len().min(TILE)) };
         let plan = |job: &Job| Plan::new(&job.weights, block.len(), threads);
         // Products of the same rows of x share its tiles.
         for jobs in jobs.chunk_by(|a, b| a.x == b.x && a.weights.columns == b.weights.columns) {
@@ -79,7 +78,6 @@ pub(in crate::linear) unsafe fn run(jobs: &[Job], rows: usize, worker: &Worker<'
                 }
             });
         }
-        done = block.end;
     }
 }
 
