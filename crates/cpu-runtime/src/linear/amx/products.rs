@@ -65,7 +65,7 @@ pub(in crate::linear) unsafe fn run(jobs: &[Job], rows: usize, worker: &Worker<'
                 let tiles = plan.unit(unit);
                 let own = part.own.as_mut_ptr();
                 if few {
-                    job.isa.dispatch(Few { job, plan: &plan, tiles, own });
+                    job.isa.dispatch(Few { job, plan: &plan, first_row: block.start, tiles, own });
                 } else {
                     job.isa.dispatch(Many {
                         job,
@@ -130,6 +130,8 @@ struct SumTiles(MaybeUninit<[f32; 4 * TILE * TILE]>);
 struct Few<'a> {
     job: &'a Job,
     plan: &'a Plan,
+    /// The row of y that the first tile of x begins at.
+    first_row: usize,
     tiles: Range<usize>,
     /// Packed x, then room for unpacked weights.
     own: *mut u8,
@@ -191,7 +193,7 @@ impl Few<'_> {
                 }
             }
             registers::store(&Sums { begin: tiles.0.as_mut_ptr().cast(), row: x_row }, W * X);
-            store_tiles::<W, X>(self.job, plan, tiles.0.as_ptr().cast(), (0, tile), 0);
+            store_tiles::<W, X>(self.job, plan, tiles.0.as_ptr().cast(), (0, tile), self.first_row);
         }
         W
     }
