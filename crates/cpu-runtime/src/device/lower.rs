@@ -7,6 +7,7 @@ use super::{CpuTarget, Memory, internal, weights::LoadedWeights};
 use crate::attention::{Attention, CacheView};
 use crate::element::ElementType;
 use crate::isa::Isa;
+use crate::linear::tuning::Tunings;
 use crate::linear::{Job, RawWeights};
 use crate::row::Matrix;
 use allotrope_graph::{Definition, Graph, Op, OpKind, Target, ValueId};
@@ -19,6 +20,7 @@ pub(super) struct Lowering<'a> {
     pub(super) memory: &'a Memory,
     pub(super) weights: &'a LoadedWeights,
     pub(super) isa: Isa,
+    pub(super) tunings: &'a Tunings,
 }
 
 impl Lowering<'_> {
@@ -75,7 +77,9 @@ impl Lowering<'_> {
         if x.width != weights.columns || x.element != weights.element || y.width != weights.rows {
             return Err(self.broken(op, "its operands do not fit"));
         }
-        Ok(Job { isa: self.isa, x: x.begin, weights, scale: scale.unwrap_or(1.0), y: y.begin, output: y.element })
+        let tuning = self.tunings.of(&weights);
+        let scale = scale.unwrap_or(1.0);
+        Ok(Job { isa: self.isa, x: x.begin, weights, scale, y: y.begin, output: y.element, tuning })
     }
 
     fn attention(&self, op: &Op) -> Result<Attention, DeviceError> {

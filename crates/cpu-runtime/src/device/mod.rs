@@ -18,6 +18,7 @@ pub use target::CpuTarget;
 
 use crate::isa::Isa;
 use crate::linear::Job;
+use crate::linear::tuning::Tunings;
 use crate::memory::{ScratchBytes, Workspace};
 use crate::team::{Team, TeamError};
 use allotrope_graph::memory::MemoryPlan;
@@ -50,6 +51,8 @@ pub struct CpuDevice {
     workspace: Workspace,
     weights: Option<LoadedWeights>,
     memory: Option<Memory>,
+    /// How products are cut up, where a search found something better than the defaults.
+    tunings: Tunings,
     /// Names the memory that kernels have addresses of: they run on no other.
     identity: u64,
 }
@@ -88,7 +91,15 @@ impl CpuDevice {
             });
         }
         let team = Team::new(threads).map_err(|error: TeamError| environment(error))?;
-        Ok(Self { team, isa, workspace: Workspace::default(), weights: None, memory: None, identity: new_identity() })
+        Ok(Self {
+            team,
+            isa,
+            workspace: Workspace::default(),
+            weights: None,
+            memory: None,
+            tunings: Tunings::default(),
+            identity: new_identity(),
+        })
     }
 
     /// The number of threads.
@@ -182,7 +193,7 @@ impl Device for CpuDevice {
         let ops = ops.ok_or_else(|| internal(format!("the graph has no group {group}")))?;
         CpuTarget.accepts(graph, ops).map_err(internal)?;
         let weights = self.weights.as_ref().ok_or_else(|| internal("no weights were loaded yet".to_owned()))?;
-        let lowering = Lowering { graph, memory: self.memory()?, weights, isa: self.isa };
+        let lowering = Lowering { graph, memory: self.memory()?, weights, isa: self.isa, tunings: &self.tunings };
         let phases = lowering.phases(group)?;
         for phase in &phases {
             let bytes = self.scratch_bytes(&phase.work)?;

@@ -5,9 +5,11 @@
 
 pub(crate) mod amx;
 pub(crate) mod tile;
+pub(crate) mod tuning;
 pub(crate) mod unit;
 mod weights;
 
+pub(crate) use tuning::Tuning;
 pub(crate) use weights::RawWeights;
 pub(crate) use weights::TILE_COLUMNS;
 pub use weights::{TileHeight, WeightLayout, Weights, repack, tiled_bytes};
@@ -73,6 +75,7 @@ pub fn linear(team: &Team, linear: &Linear<'_>, y: &mut [u8], workspace: &mut Wo
         scale: linear.scale,
         y: y.as_mut_ptr(),
         output: linear.output,
+        tuning: Tuning::default(),
     };
     workspace.reserve(team.threads(), job.scratch_bytes(team.threads())?)?;
     let scratch = workspace.scratch();
@@ -96,6 +99,8 @@ pub(crate) struct Job {
     /// `[rows, N]` of `output`.
     pub(crate) y: *mut u8,
     pub(crate) output: ElementType,
+    /// How it is cut up, which results do not depend on.
+    pub(crate) tuning: Tuning,
 }
 
 // SAFETY: a job is addresses and numbers; its use across threads is governed by the contract of `run_jobs`.
@@ -192,10 +197,10 @@ impl Task for MakePlan<'_> {
     fn run<S: Simd>(self) -> Plan {
         let Self { job, rows, threads } = self;
         match job.weights.element {
-            ElementType::Bf16 => Plan::new::<S, S::Bf16>(&job.weights, rows, threads),
-            ElementType::F16 => Plan::new::<S, S::F16>(&job.weights, rows, threads),
-            ElementType::F32 => Plan::new::<S, S::F32>(&job.weights, rows, threads),
-            ElementType::F8E4M3 => Plan::new::<S, S::Fp8>(&job.weights, rows, threads),
+            ElementType::Bf16 => Plan::new::<S, S::Bf16>(&job.weights, &job.tuning, rows, threads),
+            ElementType::F16 => Plan::new::<S, S::F16>(&job.weights, &job.tuning, rows, threads),
+            ElementType::F32 => Plan::new::<S, S::F32>(&job.weights, &job.tuning, rows, threads),
+            ElementType::F8E4M3 => Plan::new::<S, S::Fp8>(&job.weights, &job.tuning, rows, threads),
         }
     }
 }

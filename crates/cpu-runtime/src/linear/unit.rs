@@ -1,15 +1,11 @@
 //! A product cut into units of work: some rows of x times some rows of w that stay in the second-level cache.
 
 use super::tile::{self, Columns, Sums, Tile};
-use super::{Job, RawWeights, TILE_COLUMNS};
+use super::{Job, RawWeights, TILE_COLUMNS, Tuning};
 use crate::element::{ElementType, canonical, to_bf16, to_f16};
 use crate::simd::{BLOCK_BYTES, Dot, Simd};
 use std::ops::Range;
 
-/// Weight bytes of a unit when all of x is one tile: a stream, cut so that members can share it out evenly.
-const STREAM_BYTES: usize = 128 << 10;
-/// Weight bytes of a unit when several tiles of x pass over it: half of a small second-level cache.
-const CACHED_BYTES: usize = 512 << 10;
 /// Bytes of an x tile that are used over all weights of a unit before the next run of blocks: half of a first-level
 /// cache.
 const TILE_BYTES: usize = 24 << 10;
@@ -45,7 +41,7 @@ pub(super) struct Prepared(Option<(*const u8, usize, usize)>);
 
 impl Plan {
     #[inline(always)]
-    pub(super) fn new<S: Simd, D: Dot>(weights: &RawWeights, rows: usize, threads: usize) -> Self {
+    pub(super) fn new<S: Simd, D: Dot>(weights: &RawWeights, tuning: &Tuning, rows: usize, threads: usize) -> Self {
         let columns = weights.rows;
         let stored_row = weights.blocks().saturating_mul(BLOCK_BYTES);
         let unpacked_row = weights.blocks().saturating_mul(D::PARTS * D::OPERAND_BYTES);
@@ -53,7 +49,7 @@ impl Plan {
         // Unpacking to scratch is a pass of its own over the weights, which two tiles of x do not pay for.
         let unpack_weights = !D::PLAIN && rows > DIRECT_TILES * S::TILE_ROWS;
         let row_bytes = if unpack_weights { unpacked_row } else { stored_row };
-        let budget = if one_tile { STREAM_BYTES } else { CACHED_BYTES };
+        let budget = if one_tile { tuning.stream_bytes } else { tuning.cached_bytes };
         let fair = columns.div_ceil(threads.saturating_mul(UNITS_PER_MEMBER));
         let columns_per_unit = (budget / row_bytes.max(1)).min(fair).next_multiple_of(TILE_COLUMNS).max(TILE_COLUMNS);
         const { assert!(S::TILE_ROWS <= MOST_ROWS) };

@@ -2,7 +2,7 @@
 
 use super::{TILE, TILE_BYTES, TILE_DEPTH};
 use crate::element::ElementType;
-use crate::linear::RawWeights;
+use crate::linear::{RawWeights, Tuning};
 use crate::memory::ScratchBytes;
 use crate::simd::BLOCK_BYTES;
 use std::ops::Range;
@@ -13,14 +13,6 @@ pub(super) const FEW_ROWS: usize = 2 * TILE;
 pub(super) const ROW_BLOCK: usize = 512;
 /// Tiles along K that are unpacked before they are multiplied, in a stream of weights: some KiB, in the first-level cache.
 pub(super) const UNPACKED_RUN: usize = 8;
-/// Weight bytes of a unit of a stream, cut so that members can share it out evenly.
-const STREAM_BYTES: usize = 128 << 10;
-/// Tiles along K after which the next columns are taken, if there are many rows: two tiles of x of that depth, which all
-/// columns of a unit are multiplied with, and two of weights fit the first-level cache, which reads twice as fast as the
-/// tiles multiply; the second-level cache does not.
-const RUN: usize = 8;
-/// Weight tiles, 16 rows of w each, of a unit of many rows.
-const UNIT_TILES: usize = 16;
 /// Units per member that make sharing out fair.
 const UNITS_PER_MEMBER: usize = 4;
 
@@ -43,14 +35,14 @@ pub(super) struct Plan {
 
 impl Plan {
     /// For `rows` rows of x that run together, at most [`ROW_BLOCK`].
-    pub(super) fn new(w: &RawWeights, rows: usize, threads: usize) -> Self {
+    pub(super) fn new(w: &RawWeights, tuning: &Tuning, rows: usize, threads: usize) -> Self {
         let tiles = w.rows.div_ceil(TILE);
         let fair = tiles.div_ceil(threads.saturating_mul(UNITS_PER_MEMBER)).max(1);
         let depth = depth_of(w);
         let (unit_tiles, run) = if rows <= FEW_ROWS {
-            (STREAM_BYTES / (w.row_bytes() * TILE).max(1), depth)
+            (tuning.stream_bytes / (w.row_bytes() * TILE).max(1), depth)
         } else {
-            (UNIT_TILES, depth.min(RUN))
+            (tuning.unit_columns / TILE, depth.min(tuning.run))
         };
         let unit_tiles = unit_tiles.min(fair).max(1);
         let unit_tiles = if unit_tiles > 1 { unit_tiles.next_multiple_of(2) } else { 1 };
@@ -92,7 +84,7 @@ impl Plan {
     /// Bytes of the unpacked weights of a unit, and of sums kept between runs.
     pub(super) fn unit_bytes(&self) -> Option<[usize; 2]> {
         if self.is_few() {
-            return Some([4 * UNPACKED_RUN * TILE_BYTES, 0]);
+            return Some([2 * UNPACKED_RUN * TILE_BYTES, 0]);
         }
         let weights = self.unit_tiles.checked_mul(self.run)?.checked_mul(TILE_BYTES)?;
         let sums = self.unit_tiles.next_multiple_of(2) * self.x_tiles().next_multiple_of(2) * TILE_BYTES;

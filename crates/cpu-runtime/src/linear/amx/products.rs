@@ -7,22 +7,20 @@ use super::store::{self, Place};
 use super::{TILE, TILE_BYTES, TILE_ROW_BYTES};
 use crate::error::KernelError;
 use crate::isa::Task;
-use crate::linear::{Job, KERNEL};
+use crate::linear::{Job, KERNEL, Tuning};
 use crate::memory::{Part, ScratchBytes};
 use crate::simd::Simd;
 use crate::team::Worker;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Bytes ahead of use at which a contiguous stream of weights is asked for.
-const AHEAD: usize = 8192;
-/// The same where sixteen rows are read side by side, for each.
+/// Bytes ahead of use at which weights are asked for where sixteen rows are read side by side, for each.
 const AHEAD_IN_ROWS: usize = 1024;
 
 /// The scratch that a product needs for any number of rows.
 pub(in crate::linear) fn scratch_bytes(job: &Job, threads: usize) -> Result<ScratchBytes, KernelError> {
     let overflow = || KernelError::Overflow { kernel: KERNEL, argument: "scratch" };
-    let bytes = |rows| Plan::new(&job.weights, rows, threads).scratch_bytes().ok_or_else(overflow);
+    let bytes = |rows| Plan::new(&job.weights, &job.tuning, rows, threads).scratch_bytes().ok_or_else(overflow);
     Ok(bytes(super::plan::FEW_ROWS)?.max(bytes(ROW_BLOCK)?))
 }
 
@@ -36,7 +34,7 @@ pub(in crate::linear) unsafe fn run(jobs: &[Job], rows: usize, worker: &Worker<'
         let block = start..rows.min(start + ROW_BLOCK);
         // SAFETY: the path was chosen, which needs the permission.
         let _registers = unsafe { Registers::configure(block.len().min(TILE)) };
-        let plan = |job: &Job| Plan::new(&job.weights, block.len(), threads);
+        let plan = |job: &Job| Plan::new(&job.weights, &job.tuning, block.len(), threads);
         // Products of the same rows of x share its tiles.
         for jobs in jobs.chunk_by(|a, b| a.x == b.x && a.weights.columns == b.weights.columns) {
             let Some(first) = jobs.first() else { continue };
@@ -147,8 +145,9 @@ impl Task for Few<'_> {
             // SAFETY: the contract of `run`.
             tile += unsafe {
                 match (self.plan.x_tiles(), left) {
-                    (1, 4..) => self.tiles::<4, 1>(tile),
-                    (1, 2..) => self.tiles::<2, 1>(tile),
+                    // One stream alone is read fastest; where nothing is unpacked between, a second hides the time that a sum
+                    // takes.
+                    (1, 2..) if is_in_place(&self.job.weights, tile) => self.tiles::<2, 1>(tile),
                     (1, _) => self.tiles::<1, 1>(tile),
                     (_, 2..) => self.tiles::<2, 2>(tile),
                     (_, _) => self.tiles::<1, 2>(tile),
@@ -178,18 +177,32 @@ impl Few<'_> {
         // SAFETY: the contract of `run`; the scratch has the plan's bytes.
         unsafe {
             registers::zero();
+            let stored = weight_tiles(w, tile);
+            // Asked for in the order in which this loop takes them: after the end of these tiles' rows come the next tiles.
+            let ahead = ahead(w, &self.job.tuning) / W;
+            let next = ahead + (W * stored.beside).wrapping_sub(w.blocks() * w.strides().1);
             if (tile..tile + W).all(|tile| is_in_place(w, tile)) {
-                registers::multiply::<W, X>(&weight_tiles(w, tile), &x, plan.depth, ahead(w), NOTHING);
+                let last = plan.depth - plan.depth.min(ahead / stored.depth);
+                registers::multiply::<W, X>(&stored, &x, last, ahead, NOTHING);
+                let (stored, x) = (stored.after(last), x.after(last));
+                registers::multiply::<W, X>(&stored, &x, plan.depth - last, next, NOTHING);
             } else {
                 let unpacked = self.own.add(plan.x_bytes().unwrap_or(0));
+                let tiles_per_block = plan.depth / w.blocks();
                 for first in (0..plan.depth).step_by(UNPACKED_RUN) {
                     let run = first..plan.depth.min(first + UNPACKED_RUN);
+                    let ends = run.end / tiles_per_block + ahead / w.strides().1 > w.blocks();
                     for index in 0..W {
                         let to = unpacked.add(index * UNPACKED_RUN * TILE_BYTES);
-                        unpack_weights(w, tile + index, run.clone(), ahead(w), to);
+                        unpack_weights(w, tile + index, run.clone(), if ends { next } else { ahead }, to);
                     }
-                    let x = Tiles { begin: x.begin.add(first * x.depth), ..x };
-                    registers::multiply::<W, X>(&unpacked_tiles(unpacked, UNPACKED_RUN), &x, run.len(), 0, NOTHING);
+                    registers::multiply::<W, X>(
+                        &unpacked_tiles(unpacked, UNPACKED_RUN),
+                        &x.after(first),
+                        run.len(),
+                        0,
+                        NOTHING,
+                    );
                 }
             }
             registers::store(&Sums { begin: tiles.0.as_mut_ptr().cast(), row: x_row }, W * X);
@@ -211,8 +224,8 @@ fn unpacked_tiles(begin: *const u8, run: usize) -> Tiles {
     Tiles { begin, row: TILE_ROW_BYTES, depth: TILE_BYTES, beside: run * TILE_BYTES }
 }
 
-fn ahead(w: &crate::linear::RawWeights) -> usize {
-    if w.layout == crate::linear::WeightLayout::Rows { AHEAD_IN_ROWS } else { AHEAD }
+fn ahead(w: &crate::linear::RawWeights, tuning: &Tuning) -> usize {
+    if w.layout == crate::linear::WeightLayout::Rows { AHEAD_IN_ROWS } else { tuning.ahead }
 }
 
 /// Rounds `W` times `X` tiles of sums into y: `x` and `w` are the first of them, `first_row` the row of y that tile 0 of x

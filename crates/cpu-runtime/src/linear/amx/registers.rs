@@ -63,6 +63,14 @@ pub(super) struct Tiles {
     pub(super) beside: usize,
 }
 
+impl Tiles {
+    /// From tile `depth` along K on.
+    #[inline(always)]
+    pub(super) fn after(self, depth: usize) -> Self {
+        Self { begin: self.begin.wrapping_add(depth * self.depth), ..self }
+    }
+}
+
 /// Where a block of sums is kept: `[beside x][beside w]` tiles of [`TILE_BYTES`], their rows as long as those of a tile of x.
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
@@ -196,7 +204,8 @@ pub(super) unsafe fn multiply<const W: usize, const X: usize>(
 unsafe fn step<const W: usize, const X: usize>(at: [*const u8; 2], w: &Tiles, x: &Tiles) {
     let beside = |tile: usize| at[0].wrapping_add(tile * w.beside);
     let beside_x = at[1].wrapping_add(x.beside);
-    const { assert!(matches!((W, X), (1 | 2 | 4, 1) | (1 | 2, 2))) };
+    const { assert!(W == 1 || W == 2) };
+    const { assert!(X == 1 || X == 2) };
     macro_rules! tiles {
         ([$($line:literal),+] $(, $name:ident = $value:expr)*) => {
             asm!(
@@ -224,22 +233,6 @@ unsafe fn step<const W: usize, const X: usize>(at: [*const u8; 2], w: &Tiles, x:
                     "tdpbf16ps tmm1, tmm5, tmm6"
                 ],
                 w1 = beside(1)
-            ),
-            (4, 1) => tiles!(
-                [
-                    "tileloadd tmm6, [{x} + {x_row}]",
-                    "tileloadd tmm4, [{w} + {w_row}]",
-                    "tdpbf16ps tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{w1} + {w_row}]",
-                    "tdpbf16ps tmm1, tmm5, tmm6",
-                    "tileloadd tmm4, [{w2} + {w_row}]",
-                    "tdpbf16ps tmm2, tmm4, tmm6",
-                    "tileloadd tmm5, [{w3} + {w_row}]",
-                    "tdpbf16ps tmm3, tmm5, tmm6"
-                ],
-                w1 = beside(1),
-                w2 = beside(2),
-                w3 = beside(3)
             ),
             (1, 2) => tiles!(
                 [
