@@ -180,7 +180,7 @@ impl Few<'_> {
             let stored = weight_tiles(w, tile);
             // Asked for in the order in which this loop takes them: after the end of these tiles' rows come the next tiles.
             let ahead = ahead(w, &self.job.tuning) / W;
-            let next = ahead + (W * stored.beside).wrapping_sub(w.blocks() * w.strides().1);
+            let next = ahead.wrapping_add(W * stored.beside).wrapping_sub(w.blocks() * w.strides().1);
             if (tile..tile + W).all(|tile| is_in_place(w, tile)) {
                 let last = plan.depth - plan.depth.min(ahead / stored.depth);
                 registers::multiply::<W, X>(&stored, &x, last, ahead, NOTHING);

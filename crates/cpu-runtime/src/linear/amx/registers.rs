@@ -181,7 +181,7 @@ pub(super) unsafe fn multiply<const W: usize, const X: usize>(
         unsafe {
             if ahead > 0 {
                 for line in (0..W * TILE).map(|row| row / TILE * w.beside + row % TILE * w.row) {
-                    _mm_prefetch::<_MM_HINT_T0>(at_w.wrapping_add(line + ahead).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(at_w.wrapping_add(line).wrapping_add(ahead).cast());
                 }
             }
             for Fetch { begin, lines } in fetch {
