@@ -2,7 +2,7 @@
 
 use super::pack::{Rows, is_in_place, unpack_weights};
 use super::plan::{Plan, ROW_BLOCK, UNPACKED_RUN};
-use super::registers::{self, Fetch, Registers, Sums, Tiles};
+use super::registers::{self, Registers, Sums, Tiles};
 use super::store::{self, Place};
 use super::{TILE, TILE_BYTES, TILE_ROW_BYTES};
 use crate::error::KernelError;
@@ -118,8 +118,6 @@ impl Task for Pack {
     }
 }
 
-const NOTHING: [Fetch; 2] = [Fetch { begin: std::ptr::null(), lines: 0 }; 2];
-
 /// Tiles of sums in memory, before they are rounded.
 #[repr(align(64))]
 struct SumTiles(MaybeUninit<[f32; 4 * TILE * TILE]>);
@@ -183,9 +181,9 @@ impl Few<'_> {
             let next = ahead.wrapping_add(W * stored.beside).wrapping_sub(w.blocks() * w.strides().1);
             if (tile..tile + W).all(|tile| is_in_place(w, tile)) {
                 let last = plan.depth - plan.depth.min(ahead / stored.depth);
-                registers::multiply::<W, X>(&stored, &x, last, ahead, NOTHING);
+                registers::multiply::<W, X>(&stored, &x, last, ahead);
                 let (stored, x) = (stored.after(last), x.after(last));
-                registers::multiply::<W, X>(&stored, &x, plan.depth - last, next, NOTHING);
+                registers::multiply::<W, X>(&stored, &x, plan.depth - last, next);
             } else {
                 let unpacked = self.own.add(plan.x_bytes().unwrap_or(0));
                 let tiles_per_block = plan.depth / w.blocks();
@@ -196,13 +194,7 @@ impl Few<'_> {
                         let to = unpacked.add(index * UNPACKED_RUN * TILE_BYTES);
                         unpack_weights(w, tile + index, run.clone(), if ends { next } else { ahead }, to);
                     }
-                    registers::multiply::<W, X>(
-                        &unpacked_tiles(unpacked, UNPACKED_RUN),
-                        &x.after(first),
-                        run.len(),
-                        0,
-                        NOTHING,
-                    );
+                    registers::multiply::<W, X>(&unpacked_tiles(unpacked, UNPACKED_RUN), &x.after(first), run.len(), 0);
                 }
             }
             registers::store(&Sums { begin: tiles.0.as_mut_ptr().cast(), row: x_row }, W * X);
@@ -294,13 +286,6 @@ impl Many<'_> {
     unsafe fn run_of_tiles(&self, run: &Range<usize>) {
         let (plan, w) = (self.plan, &self.job.weights);
         let beside = plan.depth * TILE_BYTES;
-        let blocks = self.tiles.len().div_ceil(2);
-        let x_pairs = plan.x_tiles().div_ceil(2);
-        // The next pair of tiles of x, shared out over the blocks that this pair takes part in, and the weights that come
-        // after all blocks.
-        let x_lines = (2 * TILE).div_ceil(blocks);
-        let w_lines = (2 * TILE).div_ceil(x_pairs);
-        let next = self.next_weights(run);
         for x_tile in (0..plan.x_tiles()).step_by(2) {
             let begin = self.x.wrapping_add(x_tile * beside + run.start * TILE_BYTES);
             let x = Tiles { begin, row: TILE_ROW_BYTES, depth: TILE_BYTES, beside };
@@ -311,39 +296,18 @@ impl Many<'_> {
                     let tiles = weight_tiles(w, tile);
                     Tiles { begin: tiles.begin.wrapping_add(run.start * tiles.depth), ..tiles }
                 };
-                let fetch = [
-                    Fetch {
-                        begin: begin.wrapping_add(2 * beside + index / 2 * x_lines * run.len() * 64),
-                        lines: x_lines,
-                    },
-                    Fetch {
-                        begin: next.wrapping_add((x_tile / 2 * blocks + index / 2) * w_lines * run.len() * 64),
-                        lines: w_lines,
-                    },
-                ];
                 let wide = tile + 1 < self.tiles.end;
                 let tall = x_tile + 1 < plan.x_tiles();
                 // SAFETY: forwarded.
                 unsafe {
                     match (wide, tall) {
-                        (true, true) => self.block::<2, 2>((x_tile, tile), &weights, &x, run, fetch),
-                        (true, false) => self.block::<2, 1>((x_tile, tile), &weights, &x, run, fetch),
-                        (false, true) => self.block::<1, 2>((x_tile, tile), &weights, &x, run, fetch),
-                        (false, false) => self.block::<1, 1>((x_tile, tile), &weights, &x, run, fetch),
+                        (true, true) => self.block::<2, 2>((x_tile, tile), &weights, &x, run),
+                        (true, false) => self.block::<2, 1>((x_tile, tile), &weights, &x, run),
+                        (false, true) => self.block::<1, 2>((x_tile, tile), &weights, &x, run),
+                        (false, false) => self.block::<1, 1>((x_tile, tile), &weights, &x, run),
                     }
                 }
             }
-        }
-    }
-
-    /// Where the weights are that are used after this run.
-    fn next_weights(&self, run: &Range<usize>) -> *const u8 {
-        let w = &self.job.weights;
-        let (_, depth) = w.strides();
-        if run.end < self.plan.depth {
-            w.begin.wrapping_add(w.row_offset(self.tiles.start * TILE) + run.end * depth)
-        } else {
-            w.begin.wrapping_add(w.row_offset(self.tiles.end * TILE))
         }
     }
 
@@ -358,7 +322,6 @@ impl Many<'_> {
         w: &Tiles,
         x: &Tiles,
         run: &Range<usize>,
-        fetch: [Fetch; 2],
     ) {
         let plan = self.plan;
         let ends = run.end == plan.depth;
@@ -372,7 +335,7 @@ impl Many<'_> {
             if run.start > 0 {
                 registers::load(&kept, W * X);
             }
-            registers::multiply::<W, X>(w, x, run.len(), 0, fetch);
+            registers::multiply::<W, X>(w, x, run.len(), 0);
             if !ends {
                 registers::store(&kept, W * X);
                 return;

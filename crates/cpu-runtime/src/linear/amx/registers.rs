@@ -8,7 +8,7 @@
 
 use super::{TILE, TILE_BYTES, TILE_ROW_BYTES};
 use std::arch::asm;
-use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
 /// The tile registers of this thread, configured until dropped.
 pub(super) struct Registers;
@@ -152,28 +152,13 @@ pub(super) unsafe fn store(sums: &Sums, count: usize) {
     }
 }
 
-/// Lines of memory that will be needed later, asked for by and by.
-#[derive(Clone, Copy)]
-pub(super) struct Fetch {
-    pub(super) begin: *const u8,
-    /// Lines of 64 bytes for each tile along K.
-    pub(super) lines: usize,
-}
-
 /// Adds the products of `W` tiles of w and `X` of x over `depth` tiles along K; sum `w + W · x` is of tiles w and x.
-/// Weights are asked for `ahead` bytes before they are used; zero leaves that to the processor. What `fetch` says is brought
-/// to the second-level cache meanwhile.
+/// Weights are asked for `ahead` bytes before they are used; zero leaves that to the processor.
 ///
 /// # Safety
 /// The registers must be configured, and all tiles be readable.
 #[inline(always)]
-pub(super) unsafe fn multiply<const W: usize, const X: usize>(
-    w: &Tiles,
-    x: &Tiles,
-    depth: usize,
-    ahead: usize,
-    fetch: [Fetch; 2],
-) {
+pub(super) unsafe fn multiply<const W: usize, const X: usize>(w: &Tiles, x: &Tiles, depth: usize, ahead: usize) {
     for tile in 0..depth {
         let at_w = w.begin.wrapping_add(tile * w.depth);
         let at_x = x.begin.wrapping_add(tile * x.depth);
@@ -182,13 +167,6 @@ pub(super) unsafe fn multiply<const W: usize, const X: usize>(
             if ahead > 0 {
                 for line in (0..W * TILE).map(|row| row / TILE * w.beside + row % TILE * w.row) {
                     _mm_prefetch::<_MM_HINT_T0>(at_w.wrapping_add(line).wrapping_add(ahead).cast());
-                }
-            }
-            for Fetch { begin, lines } in fetch {
-                let mut line = begin.wrapping_add(tile * lines * 64);
-                for _ in 0..lines {
-                    _mm_prefetch::<_MM_HINT_T1>(line.cast());
-                    line = line.wrapping_add(64);
                 }
             }
             step::<W, X>([at_w, at_x], w, x);
