@@ -14,7 +14,7 @@ use crate::declaration::Cell::{Is, Unused, When};
 use crate::declaration::{Declared, Flag, Forced, Rule, Setting, settings_group};
 use crate::kind::{FOLDER, Kind, NAMES, Optional, SWITCH, bytes, choice, count, counts, optional};
 use crate::level::OptimizationLevel;
-use crate::modes::{CompilationMode, DeviceChoice, GraphCapture, GraphMode, SchedulingPolicy};
+use crate::modes::{CompilationMode, DeviceChoice, GraphCapture, GraphMode, LoadFormat, SchedulingPolicy};
 use crate::rules;
 use crate::source::{Resolved, Source};
 
@@ -340,6 +340,19 @@ settings_group! {
 settings_group! {
     /// The model as it is served.
     Model at "model." {
+        /// Where the weights come from: `auto`, `safetensors` or `dummy`.
+        ///
+        /// `auto` reads the checkpoint's safetensors files, the one format that can be read. `dummy` reads none: it makes weights
+        /// by shape, the same at every start, so that `config.json` and the tokenizer are all that a start, a benchmark or a test of
+        /// speed needs; the answers mean nothing.
+        load_format: LoadFormat = LOAD_FORMAT {
+            kind: choice(),
+            default: Rule::Constant(LoadFormat::Auto),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "load-format", aliases: &[], short: None },
+            former_paths: &[],
+        }
         /// The most tokens of a sequence, prompt and answer together.
         max_model_len: usize = MAX_MODEL_LEN {
             kind: count(1, rules::MOST_CONTEXT),

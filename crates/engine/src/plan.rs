@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use allotrope_config::{CompilationMode, ModelFacts, OptimizationLevel, Options, PassLine, SchedulingPolicy, Settings};
+use allotrope_config::{
+    CompilationMode, LoadFormat, ModelFacts, OptimizationLevel, Options, PassLine, SchedulingPolicy, Settings, load_format,
+};
 use allotrope_graph::facts;
 use allotrope_graph::history::PassReport;
 use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
@@ -81,7 +83,11 @@ impl Plan {
     /// Opens the checkpoint and the device, resolves `options` for both, runs the passes, and dumps what they did if
     /// that is asked for.
     pub(crate) fn new(folder: &Path, options: &Options, ledger: &mut StartupLedger) -> Result<Self, EngineError> {
-        let checkpoint = ledger.phase("open checkpoint", || Checkpoint::open(folder))?;
+        let format = ledger.phase("resolve settings", || load_format(options))?;
+        let checkpoint = ledger.phase("open checkpoint", || match format.value {
+            LoadFormat::Auto | LoadFormat::Safetensors => Checkpoint::open(folder),
+            LoadFormat::Dummy => Checkpoint::open_dummy(folder),
+        })?;
         let as_built = ledger.phase("build graph", || checkpoint.graph())?;
         let model = ledger.phase("resolve settings", || model_facts(&checkpoint, &as_built));
         let mut opened = open(options, &model, ledger)?;
@@ -308,7 +314,7 @@ fn model_facts(checkpoint: &Checkpoint, graph: &Graph) -> ModelFacts {
         name: checkpoint.folder().display().to_string(),
         context_length: checkpoint.config().max_position_embeddings,
         kv_bytes_per_token: checkpoint.kv_bytes_per_token(),
-        weight_bytes: weight_bytes(graph, |_| true),
+        weight_bytes: all_weight_bytes(graph),
         ..ModelFacts::assumed()
     };
     facts::model_facts(graph, of_checkpoint)
@@ -353,6 +359,11 @@ pub(crate) fn executor_options(plan: &Plan) -> Result<ExecutorOptions, EngineErr
         splitting_ops: splitting_ops.clone(),
         require_graphs: *settings.require_graphs,
     })
+}
+
+/// Bytes of all weights of the graph.
+pub(crate) fn all_weight_bytes(graph: &Graph) -> u64 {
+    weight_bytes(graph, |_| true)
 }
 
 /// Bytes of weights that one decode step reads: every weight of the graph once, but of an embedding table that is not
