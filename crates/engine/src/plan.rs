@@ -1,9 +1,11 @@
 //! The plan of a run: checkpoint, resolved settings and optimized graph, before any weight is touched.
 
 use std::path::Path;
+use std::time::Duration;
 
 use allotrope_config::{
-    CompilationMode, LoadFormat, ModelFacts, OptimizationLevel, Options, PassLine, SchedulingPolicy, Settings, load_format,
+    CompilationMode, LoadFormat, ModelFacts, OptimizationLevel, Options, PassLine, SchedulingPolicy, Settings,
+    load_format,
 };
 use allotrope_graph::facts;
 use allotrope_graph::history::PassReport;
@@ -14,12 +16,15 @@ use allotrope_graph::schedule::{ScheduleReport, schedule};
 use allotrope_graph::verify::{VerifyError, verify};
 use allotrope_graph::{Definition, Graph, OpKind, Sizes};
 use allotrope_model::Checkpoint;
-use allotrope_runtime::{CacheLayout, Device, DeviceError, ExecutorOptions, GeneratedCode, StartupLedger};
+use allotrope_runtime::{CacheLayout, Device, DeviceError, ExecutorOptions, GeneratedCode, StartupLedger, Tuning};
 
 use crate::device::{AnyDevice, Opened, open, open_another};
 use crate::dump;
 use crate::error::EngineError;
 use crate::scheduler::SchedulerLimits;
+
+/// After this much time of a start no further search for a kernel's parameters begins.
+const TUNING_BUDGET: Duration = Duration::from_secs(10);
 
 /// What a run will do, and why.
 pub struct Plan {
@@ -358,6 +363,10 @@ pub(crate) fn executor_options(plan: &Plan) -> Result<ExecutorOptions, EngineErr
         capture_sizes: (*settings.compilation.cudagraph_capture_sizes).clone(),
         splitting_ops: splitting_ops.clone(),
         require_graphs: *settings.require_graphs,
+        tuning: settings
+            .kernel
+            .autotune
+            .then(|| Tuning { cache: (*settings.kernel.kernel_cache).clone(), budget: TUNING_BUDGET }),
     })
 }
 
