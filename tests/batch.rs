@@ -62,6 +62,7 @@ impl<D: Device> BatchRunner<D> {
             capture_sizes,
             splitting_ops: SplittingOps::default(),
             require_graphs: *settings.require_graphs,
+            tuning: None,
         };
         let mut ledger = StartupLedger::since(std::time::Instant::now());
         let executor = Executor::build(device, plan.graph().clone(), Arc::new(checkpoint), options, &mut ledger);

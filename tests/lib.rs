@@ -90,6 +90,16 @@ pub fn checkpoint(name: &str) -> PathBuf {
     here().join(folder).join(name)
 }
 
+/// A folder with the configuration and the tokenizer of a checkpoint, and no weights.
+#[must_use]
+pub fn without_weights(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(checkpoint(name).join(file), folder.path().join(file)).expect("a file of a checkpoint");
+    }
+    folder
+}
+
 /// The folder of this package; where the tests were taken to another machine, that below `ALLOTROPE_TEST_ROOT`.
 #[must_use]
 pub fn here() -> PathBuf {

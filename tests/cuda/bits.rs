@@ -5,6 +5,7 @@ use allotrope_config::{GraphMode, RuntimeMode};
 use allotrope_engine::{LlmBuilder, OptimizationLevel, TokenLogits};
 use allotrope_tests::{
     BatchRunner, Reference, assert_close, assert_same_bits, checkpoint, on_cuda, on_the_cpu, show, with_cuda,
+    without_weights,
 };
 
 /// Tokens of each continuation.
@@ -145,3 +146,21 @@ macro_rules! checkpoints {
 }
 
 allotrope_tests::for_every_checkpoint!(checkpoints);
+
+on_cuda! {
+    fn weights_that_are_made_are_as_good_as_others() {
+        let prompts: Vec<Vec<u32>> = vec![(3..20).collect()];
+        for name in ["gqa-bf16", "gqa-fp8"] {
+            let folder = without_weights(name);
+            let run = |level| {
+                let builder = with_cuda(folder.path()).optimization_level(level);
+                alone(builder.set("model.load_format", "dummy").unwrap(), &prompts)
+            };
+            let at_o0 = run(OptimizationLevel::O0);
+            assert!(at_o0[0].prompt.iter().chain(&at_o0[0].steps).all(|logit| logit.is_finite()), "{name}");
+            for level in OptimizationLevel::ALL {
+                assert_same(&format!("{name} without weights at {level}"), &bits(&run(level)), &bits(&at_o0));
+            }
+        }
+    }
+}

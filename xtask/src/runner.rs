@@ -39,6 +39,7 @@ pub(crate) fn executor(
         capture_sizes: if graph_mode == GraphMode::None { Vec::new() } else { vec![1] },
         splitting_ops: SplittingOps::default(),
         require_graphs: false,
+        tuning: None,
     };
     let device = CpuDevice::new(available_threads(), Isa::detect()).map_err(|error| failed(&error))?;
     let mut ledger = StartupLedger::since(Instant::now());

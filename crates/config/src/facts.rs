@@ -68,8 +68,8 @@ pub struct DeviceFacts {
     pub autotune: bool,
     /// Whether a whole decode step can run as one resident program.
     pub persistent_decode: bool,
-    /// Where the device's machine code may be kept between starts; `None` for a device that makes none, or where the user has no
-    /// folder for such things. A device does not know it: who opens the device asks the environment.
+    /// Where what was found out about kernels may be kept between starts; `None` where the user has no folder for such things. A
+    /// device does not know it: who opens the device asks the environment.
     pub kernel_cache: Option<PathBuf>,
 }
 

@@ -1,4 +1,4 @@
-//! The choices of the settings: the device, which passes run, what is recorded, and what attention allows.
+//! The choices of the settings: the device, where weights come from, which passes run, what is recorded, and what attention allows.
 
 use crate::kind::{Named, OtherName, display_and_parse};
 
@@ -62,6 +62,40 @@ impl Named for DeviceChoice {
 }
 
 display_and_parse!(DeviceChoice);
+
+/// Where the weights of a model come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LoadFormat {
+    /// The format that the checkpoint has them in, of those that can be read: safetensors.
+    Auto,
+    /// The checkpoint's safetensors files.
+    Safetensors,
+    /// Nowhere: they are made by shape.
+    Dummy,
+}
+
+impl Named for LoadFormat {
+    const ALL: &'static [Self] = &[Self::Auto, Self::Safetensors, Self::Dummy];
+    const OTHER_NAMES: &'static [(&'static str, OtherName<Self>)] =
+        &[("hf", OtherName::Means(Self::Auto)), ("pt", PICKLED), ("npcache", PICKLED), ("gguf", GGUF)];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Safetensors => "safetensors",
+            Self::Dummy => "dummy",
+        }
+    }
+}
+
+const PICKLED: OtherName<LoadFormat> = OtherName::Refused(
+    "it names weights in PyTorch's pickle format, which are not read; save the model as safetensors and write `safetensors`",
+);
+
+const GGUF: OtherName<LoadFormat> =
+    OtherName::Refused("GGUF files are not read; use the model's safetensors files and write `safetensors`");
+
+display_and_parse!(LoadFormat);
 
 /// What one batch runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

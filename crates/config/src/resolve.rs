@@ -10,7 +10,7 @@ use crate::error::{Problem, SettingsError};
 use crate::facts::{DeviceFacts, ModelFacts};
 use crate::kind::Given;
 use crate::level::OptimizationLevel;
-use crate::modes::DeviceChoice;
+use crate::modes::{DeviceChoice, LoadFormat};
 use crate::options::Options;
 use crate::settings::{self, Settings};
 use crate::source::{Resolved, Source};
@@ -61,6 +61,15 @@ pub fn resolve_with(
 /// If what was said cannot be read, which only a defect can cause.
 pub fn device_choice(options: &Options) -> Result<Resolved<DeviceChoice>, SettingsError> {
     Resolution::new(options, None, None)?.settle(&settings::DEVICE)
+}
+
+/// Where the weights come from: what must be known before the checkpoint is opened, and so before the facts of the model are.
+///
+/// # Errors
+///
+/// If what was said cannot be read, which only a defect can cause.
+pub fn load_format(options: &Options) -> Result<Resolved<LoadFormat>, SettingsError> {
+    Resolution::new(options, None, None)?.settle(&settings::LOAD_FORMAT)
 }
 
 /// One resolution under way: each setting is settled once, on demand, by what was said or by its rule.

@@ -14,7 +14,7 @@ use crate::declaration::Cell::{Is, Unused, When};
 use crate::declaration::{Declared, Flag, Forced, Rule, Setting, settings_group};
 use crate::kind::{FOLDER, Kind, NAMES, Optional, SWITCH, bytes, choice, count, counts, optional};
 use crate::level::OptimizationLevel;
-use crate::modes::{CompilationMode, DeviceChoice, GraphCapture, GraphMode, SchedulingPolicy};
+use crate::modes::{CompilationMode, DeviceChoice, GraphCapture, GraphMode, LoadFormat, SchedulingPolicy};
 use crate::rules;
 use crate::source::{Resolved, Source};
 
@@ -70,7 +70,7 @@ settings_group! {
         /// Passes over the graph, and recordings of steps.
         compilation: Compilation;
         group
-        /// Kernels and the layout of their weights.
+        /// Kernels, the layout of their weights, and what is kept of them between starts.
         kernel: Kernel;
         group
         /// The model as it is served.
@@ -84,9 +84,6 @@ settings_group! {
         group
         /// The CPU device.
         cpu: Cpu;
-        group
-        /// The CUDA device.
-        cuda: Cuda;
     }
 }
 
@@ -300,7 +297,7 @@ const QK_NORMS: crate::declaration::Cell<bool> =
     When { words: "if the model has q/k norms", choose: rules::has_qk_norms };
 
 settings_group! {
-    /// Kernels and the layout of their weights.
+    /// Kernels, the layout of their weights, and what is kept of them between starts.
     Kernel at "kernel." {
         /// Lay weights out for their kernels while loading.
         repack_weights: bool = REPACK_WEIGHTS {
@@ -334,12 +331,40 @@ settings_group! {
             flag: Flag::Value { long: "persistent-decode", aliases: &[], short: None },
             former_paths: &[],
         }
+        /// Keep what was found out about kernels in this folder between starts: the results of `kernel.autotune`, and on a GPU the
+        /// machine code that the driver makes of generated kernels; `none` keeps nothing.
+        ///
+        /// It may be deleted at any time, shared by processes, and damaged: that costs time and nothing else.
+        kernel_cache: Option<PathBuf> = KERNEL_CACHE {
+            kind: optional::<CacheFolder>(),
+            default: Rule::Computed {
+                words: "`$XDG_CACHE_HOME/allotrope/kernels`, else `~/.cache/allotrope/kernels`",
+                choose: rules::kernel_cache_default,
+            },
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "kernel-cache", aliases: &[], short: None },
+            former_paths: &["cuda.kernel_cache"],
+        }
     }
 }
 
 settings_group! {
     /// The model as it is served.
     Model at "model." {
+        /// Where the weights come from: `auto`, `safetensors` or `dummy`.
+        ///
+        /// `auto` reads the checkpoint's safetensors files, the one format that can be read. `dummy` reads none: it makes weights
+        /// by shape, the same at every start, so that `config.json` and the tokenizer are all that a start, a benchmark or a test of
+        /// speed needs; the answers mean nothing.
+        load_format: LoadFormat = LOAD_FORMAT {
+            kind: choice(),
+            default: Rule::Constant(LoadFormat::Auto),
+            forced: None,
+            limit: None,
+            flag: Flag::Value { long: "load-format", aliases: &[], short: None },
+            former_paths: &[],
+        }
         /// The most tokens of a sequence, prompt and answer together.
         max_model_len: usize = MAX_MODEL_LEN {
             kind: count(1, rules::MOST_CONTEXT),
@@ -478,24 +503,6 @@ settings_group! {
             forced: None,
             limit: None,
             flag: Flag::Value { long: "threads", aliases: &[], short: None },
-            former_paths: &[],
-        }
-    }
-}
-
-settings_group! {
-    /// The CUDA device.
-    Cuda at "cuda." {
-        /// Keep the machine code that the driver makes of generated kernels in this folder between starts; `none` keeps nothing.
-        kernel_cache: Option<PathBuf> = KERNEL_CACHE {
-            kind: optional::<CacheFolder>(),
-            default: Rule::Computed {
-                words: "`$XDG_CACHE_HOME/allotrope/kernels`, else `~/.cache/allotrope/kernels`; `none` on other devices",
-                choose: rules::kernel_cache_default,
-            },
-            forced: None,
-            limit: None,
-            flag: Flag::Value { long: "kernel-cache", aliases: &[], short: None },
             former_paths: &[],
         }
     }

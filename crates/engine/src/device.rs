@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use allotrope_config::environment::Environment;
 use allotrope_config::{
@@ -13,7 +14,8 @@ use allotrope_cuda_runtime::{CudaDevice, CudaKernel, CudaOptions, CudaRecorder, 
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
 use allotrope_runtime::{
-    CacheLayout, Device, DeviceError, GeneratedCode, Recorder, RowSampling, StartupLedger, WeightUpload,
+    CacheLayout, Device, DeviceError, GeneratedCode, Recorder, RowSampling, StartupLedger, TuningCache, TuningReport,
+    WeightUpload,
 };
 
 use crate::error::EngineError;
@@ -107,7 +109,8 @@ fn open_cpu(
     ledger: &mut StartupLedger,
 ) -> Result<Opened, EngineError> {
     let (facts, mut settings) = ledger.phase("resolve settings", || {
-        let facts = allotrope_cpu_runtime::facts();
+        let kernel_cache = Environment::current().kernel_cache();
+        let facts = DeviceFacts { kernel_cache, ..allotrope_cpu_runtime::facts() };
         resolve(options, model, &facts).map(|settings| (facts, settings))
     })?;
     settings.device.reason = reason;
@@ -137,7 +140,7 @@ fn open_cuda(
         }
         Err(error) => return Err(error.into()),
     };
-    let cache = (*settings.cuda.kernel_cache).clone();
+    let cache = (*settings.kernel.kernel_cache).clone();
     let device = ledger.phase("open device", || CudaDevice::open(CudaOptions { cache }));
     let opened = device.map(|device| Opened { device: AnyDevice::Cuda(Box::new(device)), settings, name: facts.name });
     Ok(opened.map_err(Refusal::from))
@@ -264,6 +267,14 @@ impl Device for AnyDevice {
 
     fn allocate(&mut self, graph: &Graph, memory: &MemoryPlan, cache: CacheLayout) -> Result<(), DeviceError> {
         either!(self, device => device.allocate(graph, memory, cache))
+    }
+
+    fn tuning_fingerprint(&self) -> Option<String> {
+        either!(self, device => device.tuning_fingerprint())
+    }
+
+    fn tune(&mut self, graph: &Graph, cache: &mut TuningCache, budget: Duration) -> Result<TuningReport, DeviceError> {
+        either!(self, device => device.tune(graph, cache, budget))
     }
 
     fn describe(&self, graph: &Graph, group: usize) -> String {

@@ -36,6 +36,7 @@ pub use allotrope_config::OptimizationLevel;
 pub use allotrope_graph as graph;
 pub use allotrope_graph::memory::MemoryPlan;
 pub use allotrope_model::Message;
+pub use allotrope_runtime::TuningReport;
 
 pub use async_llm::{AnswerStream, AsyncLlm, ModelInfo};
 pub use client::{

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use allotrope_config::Settings;
-use allotrope_model::ModelError;
+use allotrope_model::{Checkpoint, ModelError};
 use allotrope_runtime::{
     DeviceError, DispatchCounts, Executor, ExecutorError, StartupLedger, StartupReport, WeightUpload,
 };
@@ -15,7 +15,7 @@ use crate::device::AnyDevice;
 use crate::dump;
 use crate::engine_core::{EngineCore, Throughput};
 use crate::error::EngineError;
-use crate::plan::{Plan, executor_options, scheduler_limits, weight_bytes_per_step};
+use crate::plan::{Plan, all_weight_bytes, executor_options, scheduler_limits, weight_bytes_per_step};
 use crate::text::{TextFiles, TextModel};
 
 /// A loaded model.
@@ -44,6 +44,9 @@ impl Loaded {
         let checkpoint = Arc::new(parts.checkpoint);
         let is_gpu = parts.device.is_gpu();
         let limits = scheduler_limits(&parts.settings);
+        if checkpoint.is_dummy() {
+            ledger.phase("make dummy weights", || make_dummy_weights(&checkpoint, all_weight_bytes(&parts.graph)))?;
+        }
         let executor = Executor::build(parts.device, parts.graph, checkpoint.clone(), options, &mut ledger);
         let executor = executor.map_err(|error| match error {
             ExecutorError::Device(error @ DeviceError::Environment { .. }) if is_gpu => EngineError::Loading { error },
@@ -100,6 +103,20 @@ impl Loaded {
             kv_cache_tokens: self.kv_cache_tokens(),
         }
     }
+}
+
+/// Makes weights, of so many bytes, where none are read.
+fn make_dummy_weights(checkpoint: &Checkpoint, bytes: u64) -> Result<(), EngineError> {
+    // A system that promises more memory than it has ends the process that then uses it.
+    let available = allotrope_cpu_runtime::facts().available_memory;
+    if bytes > available {
+        return Err(EngineError::Request(format!(
+            "model.load_format=dummy makes {bytes} bytes of weights, and {available} bytes of memory are available; free memory or \
+             choose a smaller model",
+        )));
+    }
+    tracing::info!("the weights are made up (model.load_format=dummy): answers mean nothing");
+    Ok(checkpoint.make_dummy_weights()?)
 }
 
 fn open_text(folder: &Path) -> Result<JoinHandle<Result<TextFiles, ModelError>>, EngineError> {

@@ -1,8 +1,12 @@
 //! The plan of a run: checkpoint, resolved settings and optimized graph, before any weight is touched.
 
 use std::path::Path;
+use std::time::Duration;
 
-use allotrope_config::{CompilationMode, ModelFacts, OptimizationLevel, Options, PassLine, SchedulingPolicy, Settings};
+use allotrope_config::{
+    CompilationMode, LoadFormat, ModelFacts, OptimizationLevel, Options, PassLine, SchedulingPolicy, Settings,
+    load_format,
+};
 use allotrope_graph::facts;
 use allotrope_graph::history::PassReport;
 use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
@@ -12,12 +16,15 @@ use allotrope_graph::schedule::{ScheduleReport, schedule};
 use allotrope_graph::verify::{VerifyError, verify};
 use allotrope_graph::{Definition, Graph, OpKind, Sizes};
 use allotrope_model::Checkpoint;
-use allotrope_runtime::{CacheLayout, Device, DeviceError, ExecutorOptions, GeneratedCode, StartupLedger};
+use allotrope_runtime::{CacheLayout, Device, DeviceError, ExecutorOptions, GeneratedCode, StartupLedger, Tuning};
 
 use crate::device::{AnyDevice, Opened, open, open_another};
 use crate::dump;
 use crate::error::EngineError;
 use crate::scheduler::SchedulerLimits;
+
+/// After this much time of a start no further search for a kernel's parameters begins.
+const TUNING_BUDGET: Duration = Duration::from_secs(10);
 
 /// What a run will do, and why.
 pub struct Plan {
@@ -81,7 +88,11 @@ impl Plan {
     /// Opens the checkpoint and the device, resolves `options` for both, runs the passes, and dumps what they did if
     /// that is asked for.
     pub(crate) fn new(folder: &Path, options: &Options, ledger: &mut StartupLedger) -> Result<Self, EngineError> {
-        let checkpoint = ledger.phase("open checkpoint", || Checkpoint::open(folder))?;
+        let format = ledger.phase("resolve settings", || load_format(options))?;
+        let checkpoint = ledger.phase("open checkpoint", || match format.value {
+            LoadFormat::Auto | LoadFormat::Safetensors => Checkpoint::open(folder),
+            LoadFormat::Dummy => Checkpoint::open_dummy(folder),
+        })?;
         let as_built = ledger.phase("build graph", || checkpoint.graph())?;
         let model = ledger.phase("resolve settings", || model_facts(&checkpoint, &as_built));
         let mut opened = open(options, &model, ledger)?;
@@ -308,7 +319,7 @@ fn model_facts(checkpoint: &Checkpoint, graph: &Graph) -> ModelFacts {
         name: checkpoint.folder().display().to_string(),
         context_length: checkpoint.config().max_position_embeddings,
         kv_bytes_per_token: checkpoint.kv_bytes_per_token(),
-        weight_bytes: weight_bytes(graph, |_| true),
+        weight_bytes: all_weight_bytes(graph),
         ..ModelFacts::assumed()
     };
     facts::model_facts(graph, of_checkpoint)
@@ -352,7 +363,16 @@ pub(crate) fn executor_options(plan: &Plan) -> Result<ExecutorOptions, EngineErr
         capture_sizes: (*settings.compilation.cudagraph_capture_sizes).clone(),
         splitting_ops: splitting_ops.clone(),
         require_graphs: *settings.require_graphs,
+        tuning: settings
+            .kernel
+            .autotune
+            .then(|| Tuning { cache: (*settings.kernel.kernel_cache).clone(), budget: TUNING_BUDGET }),
     })
+}
+
+/// Bytes of all weights of the graph.
+pub(crate) fn all_weight_bytes(graph: &Graph) -> u64 {
+    weight_bytes(graph, |_| true)
 }
 
 /// Bytes of weights that one decode step reads: every weight of the graph once, but of an embedding table that is not

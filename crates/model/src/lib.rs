@@ -9,7 +9,8 @@
 //! let checkpoint = Checkpoint::open(&folder)?;
 //! let projection = "model.layers.0.self_attn.q_proj";
 //! assert_eq!(checkpoint.config().layers, 4);
-//! assert_eq!(checkpoint.weights().tensor(&format!("{projection}.weight"))?.shape(), [160, 160]);
+//! let weights = checkpoint.weights().expect("files of weights");
+//! assert_eq!(weights.tensor(&format!("{projection}.weight"))?.shape(), [160, 160]);
 //! assert!(matches!(checkpoint.linear_scheme(projection)?, LinearScheme::Fp8Static { .. }));
 //!
 //! let prompt = ChatTemplate::open(&folder)?.render(&[Message::new("user", "What is 7 + 8?")], true)?;

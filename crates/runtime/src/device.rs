@@ -7,11 +7,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
 
 use crate::ledger::StartupLedger;
+use crate::tuning_cache::TuningCache;
 use crate::weights::WeightUpload;
 
 /// The size of the paged KV caches, the same for every layer.
@@ -101,13 +103,26 @@ pub struct GeneratedCode {
     pub text: String,
 }
 
+/// What tuning came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TuningReport {
+    /// Kernels whose parameters were known from an earlier start.
+    pub cached: usize,
+    /// Kernels whose parameters were searched for.
+    pub searched: usize,
+    /// Kernels that run with the parameters that they have without tuning, as there was no time left.
+    pub left: usize,
+    /// How long it took.
+    pub time: Duration,
+}
+
 /// A device that can run grouped graphs.
 ///
 /// What the settings' rules need to know of it ([`allotrope_config::DeviceFacts`]) is found before the device is opened,
 /// since settings decide how it is opened: each device crate has a function `facts()` for that.
 ///
-/// The order of calls is: [`load_weights`](Device::load_weights), [`allocate`](Device::allocate),
-/// [`prepare`](Device::prepare) for every group, [`warm_up`](Device::warm_up) and [`recorder`](Device::recorder) where
+/// The order of calls is: [`load_weights`](Device::load_weights), [`allocate`](Device::allocate), [`tune`](Device::tune) where that is
+/// asked for, [`prepare`](Device::prepare) for every group, [`warm_up`](Device::warm_up) and [`recorder`](Device::recorder) where
 /// something is recorded, then for every step [`write_inputs`](Device::write_inputs), launches and replays, and
 /// [`read_output`](Device::read_output) or [`sample`](Device::sample). A call out of order is a [`DeviceError::Internal`].
 pub trait Device {
@@ -138,6 +153,30 @@ pub trait Device {
     /// # Errors
     /// If memory does not suffice.
     fn allocate(&mut self, graph: &Graph, memory: &MemoryPlan, cache: CacheLayout) -> Result<(), DeviceError>;
+
+    /// All that decides which parameters of a kernel are the fastest and is the same for all kernels of this device, as text: the
+    /// hardware, the kernels' sources, their version. `None`, the default, where there is nothing to tune.
+    fn tuning_fingerprint(&self) -> Option<String> {
+        None
+    }
+
+    /// Chooses parameters for the kernels of a graph, such as tile shapes and partitions, which [`Device::prepare`] then uses: those
+    /// in `cache`, which was opened for [`Device::tuning_fingerprint`], if kernels can have them, and else the best of a search, which
+    /// are put there. A key says everything else that decides: kernel, shape, types, threads.
+    ///
+    /// What is searched and in which order does not depend on the machine's speed. After `budget` no further search begins; what is
+    /// left has the parameters that it has without tuning. No parameters change an answer, so neither does the time there was.
+    ///
+    /// # Errors
+    /// If a kernel can't be run.
+    fn tune(
+        &mut self,
+        _graph: &Graph,
+        _cache: &mut TuningCache,
+        _budget: Duration,
+    ) -> Result<TuningReport, DeviceError> {
+        Ok(TuningReport::default())
+    }
 
     /// What the device runs for a group, as text for dumps, one line for each part of the launch. It needs no weights, and
     /// the same group always gives the same text.

@@ -1,7 +1,9 @@
 //! The executor: a grouped graph made ready on a device, its recordings, and the steps that run through them.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use allotrope_config::{GraphCapture, GraphMode, RuntimeMode};
 use allotrope_graph::memory::{MemoryPlan, MemoryPlanError, plan_memory};
@@ -9,10 +11,11 @@ use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::{Dim, Graph, Sizes, StepError, StepInputs, ValueId, WeightSource};
 
 use crate::capture_plan::{CapturePlan, LaunchOrderError, Needed, Part};
-use crate::device::{CacheLayout, Device, DeviceError, RowSampling};
+use crate::device::{CacheLayout, Device, DeviceError, RowSampling, TuningReport};
 use crate::dispatcher::{Decision, DispatchCounts, Dispatcher};
 use crate::ledger::StartupLedger;
 use crate::recordings::{Policy, Recordings};
+use crate::tuning_cache::TuningCache;
 use crate::weights::WeightUpload;
 
 /// What an executor is built for.
@@ -38,6 +41,17 @@ pub struct ExecutorOptions {
     pub splitting_ops: SplittingOps,
     /// Whether a step that runs launch by launch is an error.
     pub require_graphs: bool,
+    /// Whether and how kernels are tuned.
+    pub tuning: Option<Tuning>,
+}
+
+/// How kernels are tuned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tuning {
+    /// Where results are kept between starts, if anywhere.
+    pub cache: Option<PathBuf>,
+    /// After this much time no further search begins.
+    pub budget: Duration,
 }
 
 /// Why an executor could not be built or a step not be run.
@@ -104,12 +118,13 @@ pub struct Executor<D: Device> {
     dispatcher: Dispatcher,
     options: ExecutorOptions,
     statistics: StepStatistics,
+    tuning: Option<TuningReport>,
     /// The sizes of the last step, none before the first and after one that failed.
     ran: Option<Sizes>,
 }
 
 impl<D: Device> Executor<D> {
-    /// Loads weights, lays out memory, prepares every group and, where captures are made at startup, records. Each is a phase of
+    /// Loads weights, lays out memory, tunes kernels where that is asked for, prepares every group and, where captures are made at startup, records. Each is a phase of
     /// `ledger`.
     ///
     /// # Errors
@@ -129,6 +144,10 @@ impl<D: Device> Executor<D> {
         let loading = if options.repack_weights { "repack weights" } else { "bind weights" };
         ledger.phase(loading, || device.load_weights(&graph, weights, options.repack_weights))?;
         ledger.phase("allocate", || device.allocate(&graph, &memory, options.cache))?;
+        let tuning = match &options.tuning {
+            Some(tuning) => ledger.phase("tune kernels", || tune(&mut device, &graph, tuning))?,
+            None => None,
+        };
         let kernels: Arc<[_]> = device.prepare_all(&graph, ledger)?.into();
         let mode = options.graph_mode;
         let plan = CapturePlan::new(&graph, &options.splitting_ops, mode, &options.capture_sizes, options.limits)?;
@@ -137,7 +156,8 @@ impl<D: Device> Executor<D> {
         ledger.phase("wait for weights", || device.finish_loading())?;
         let dispatcher = Dispatcher::new(mode, options.capture_sizes.clone()).with_pieces(plan.has_recorded_pieces());
         let statistics = StepStatistics::default();
-        Ok(Executor { recordings, device, graph, kernels, memory, plan, dispatcher, options, statistics, ran: None })
+        let ran = None;
+        Ok(Executor { recordings, device, graph, kernels, memory, plan, dispatcher, options, statistics, tuning, ran })
     }
 
     /// The graph as it runs.
@@ -183,6 +203,11 @@ impl<D: Device> Executor<D> {
     /// Recordings made after the executor was ready: none, if they are made at startup.
     pub fn late_captures(&self) -> u64 {
         self.recordings.late()
+    }
+
+    /// What tuning kernels came to; `None` if that was not asked for, or the device has nothing to tune.
+    pub fn tuning(&self) -> Option<TuningReport> {
+        self.tuning
     }
 
     /// What copying the weights came to; `None` on a device that uses them where they are.
@@ -344,4 +369,18 @@ impl<D: Device> Executor<D> {
         self.statistics.submissions += 1;
         Ok(self.device.replay(recording, sizes)?)
     }
+}
+
+/// Lets a device that can tune its kernels do so, with what earlier starts found.
+fn tune<D: Device>(device: &mut D, graph: &Graph, tuning: &Tuning) -> Result<Option<TuningReport>, DeviceError> {
+    let Some(fingerprint) = device.tuning_fingerprint() else { return Ok(None) };
+    let started = Instant::now();
+    let mut cache = TuningCache::open(tuning.cache.as_deref(), &fingerprint);
+    let result = device.tune(graph, &mut cache, tuning.budget);
+    // What was found before a failure was found.
+    cache.save();
+    let report = TuningReport { time: started.elapsed(), ..result? };
+    let TuningReport { cached, searched, left, time } = report;
+    tracing::info!(cached, searched, left, ?time, "kernels are tuned");
+    Ok(Some(report))
 }

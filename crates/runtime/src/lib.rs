@@ -19,15 +19,18 @@ pub mod capture_plan;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod device;
+pub mod disk_cache;
 pub mod dispatcher;
 pub mod executor;
 pub mod ledger;
 mod recordings;
+pub mod tuning_cache;
 pub mod weights;
 
 pub use capture_plan::{CapturePlan, LaunchOrderError, Part};
-pub use device::{CacheLayout, Device, DeviceError, GeneratedCode, Recorder, RowSampling};
+pub use device::{CacheLayout, Device, DeviceError, GeneratedCode, Recorder, RowSampling, TuningReport};
 pub use dispatcher::{Decision, DispatchCounts, Dispatcher, Lack, Standing};
-pub use executor::{Executor, ExecutorError, ExecutorOptions, StepStatistics};
+pub use executor::{Executor, ExecutorError, ExecutorOptions, StepStatistics, Tuning};
 pub use ledger::{PhaseObserver, StartupLedger, StartupPhase, StartupReport};
+pub use tuning_cache::TuningCache;
 pub use weights::{WeightUpload, find_weight};

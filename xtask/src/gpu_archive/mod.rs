@@ -80,7 +80,7 @@ impl Subject {
         let builder = builder.set("device", &self.device.to_string()).map_err(message)?;
         match &self.kernel_cache {
             None => Ok(builder),
-            Some(folder) => builder.set("cuda.kernel_cache", &folder.to_string_lossy()).map_err(message),
+            Some(folder) => builder.set("kernel.kernel_cache", &folder.to_string_lossy()).map_err(message),
         }
     }
 

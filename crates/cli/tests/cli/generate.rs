@@ -195,3 +195,23 @@ fn the_context_ends_an_answer() {
         (answer["prompt_tokens"].as_u64().unwrap(), answer["tokens"].as_array().unwrap().len() as u64);
     assert_eq!(prompt + tokens, 40);
 }
+
+#[test]
+fn a_folder_without_weights_runs_with_dummy_ones() {
+    let copy = copy_of_model();
+    std::fs::remove_file(copy.path().join("model.safetensors")).unwrap();
+    let folder = copy.path().to_str().unwrap();
+    let generate =
+        |more: &[&str]| run(&[&["generate", "--model", folder, "--ignore-eos", "--max-tokens=8"], more].concat());
+    let error = generate(&[QUESTION]).failed(1);
+    assert!(error.contains("model.safetensors") && error.contains("--load-format dummy"), "{error}");
+    let first = generate(&["--load-format", "dummy", QUESTION]).ok();
+    assert!(first.stderr.contains("make dummy weights") && first.stderr.contains("first token"), "{}", first.stderr);
+    for level in ["-O0", "-O3"] {
+        let again = generate(&["--load-format=dummy", "--quiet", level, QUESTION]).ok();
+        assert_eq!(again.stdout, first.stdout, "{level}");
+    }
+    let explained = run(&["explain", "--model", folder, "--load-format", "dummy", "--only", "model"]).ok().stdout;
+    let line = explained.lines().find(|line| line.contains("load_format")).unwrap();
+    assert!(line.contains("dummy") && line.contains("--load-format"), "{line}");
+}

@@ -163,8 +163,8 @@ fn kernels_are_kept_where_the_convention_says() {
     assert_eq!(folder(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/c")]), Some("/c/allotrope/kernels".into()));
     assert_eq!(folder(&[("HOME", "/h"), ("XDG_CACHE_HOME", "relative")]), Some("/h/.cache/allotrope/kernels".into()));
     assert_eq!(folder(&[("XDG_CACHE_HOME", "")]), None);
-    let options = load(&[("ALLOTROPE_CUDA__KERNEL_CACHE", "none")]).unwrap();
-    assert_eq!(value_of(&options, "cuda.kernel_cache").0, json!(null));
+    let options = load(&[("ALLOTROPE_KERNEL__KERNEL_CACHE", "none")]).unwrap();
+    assert_eq!(value_of(&options, "kernel.kernel_cache").0, json!(null));
 }
 
 #[test]

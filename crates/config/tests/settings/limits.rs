@@ -1,8 +1,9 @@
 //! Defaults that are lowered with a reason, and explicit values that are refused for the same reason.
 
 use allotrope_config::{
-    ActivationQuantization, AttentionGraphSupport, CompilationMode, DeviceChoice, DeviceFacts, GraphMode, ModelFacts,
-    OptimizationLevel, Options, Problem, Settings, SettingsError, Source, device_choice, resolve, resolve_with,
+    ActivationQuantization, AttentionGraphSupport, CompilationMode, DeviceChoice, DeviceFacts, GraphMode, LoadFormat,
+    ModelFacts, OptimizationLevel, Options, Problem, Settings, SettingsError, Source, device_choice, load_format,
+    resolve, resolve_with,
 };
 
 use crate::facts::{device, model};
@@ -108,6 +109,20 @@ fn a_model_that_does_not_fit_a_gpu_is_nobodys_mistake() {
     let asked = [("model.max_model_len", "8192"), ("cache.kv_cache_memory", "1GiB")];
     refused(on_gpu(&asked, 1 << 30), "model.max_model_len", "holds 1024 tokens");
     refused(on_gpu(&[("model.max_model_len", "999999")], 1 << 30), "model.max_model_len", "the context length of");
+}
+
+#[test]
+fn where_weights_come_from_is_known_before_the_model() {
+    assert_eq!(load_format(&Options::new()).unwrap().value, LoadFormat::Auto);
+    for (said_as, meant) in
+        [("DUMMY", LoadFormat::Dummy), ("safetensors", LoadFormat::Safetensors), ("hf", LoadFormat::Auto)]
+    {
+        assert_eq!(load_format(&said(&[("model.load_format", said_as)])).unwrap().value, meant);
+    }
+    for (unread, word) in [("pt", "pickle"), ("npcache", "pickle"), ("gguf", "GGUF"), ("dumy", "dummy")] {
+        let error = Options::new().set("model.load_format", unread, Source::Builder).unwrap_err().to_string();
+        assert!(error.contains("load_format") && error.contains(word), "{error}");
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn devices() -> [(&'static str, DeviceFacts); 3] {
         repack_weights: kind == "cpu",
         autotune,
         persistent_decode,
-        kernel_cache: (kind == "cuda").then(|| "/cache/allotrope/kernels".into()),
+        kernel_cache: Some("/cache/allotrope/kernels".into()),
     };
     [
         ("cpu", facts("CPU", "cpu", AttentionGraphSupport::Always, false, false)),

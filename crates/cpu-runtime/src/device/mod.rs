@@ -3,6 +3,7 @@
 
 mod describe;
 mod facts;
+mod fingerprint;
 mod lower;
 mod memory;
 mod operands;
@@ -182,6 +183,10 @@ impl Device for CpuDevice {
         self.identity = new_identity();
         self.memory = Some(Memory::new(graph, memory, cache)?);
         Ok(())
+    }
+
+    fn tuning_fingerprint(&self) -> Option<String> {
+        Some(fingerprint::fingerprint(self.isa))
     }
 
     fn describe(&self, graph: &Graph, group: usize) -> String {

@@ -6,32 +6,16 @@
 
 use std::sync::Arc;
 
-use allotrope_graph::{
-    DType, Dim, Graph, GraphError, Input, KvCacheType, OpKind, TensorType, ValueId, WeightData, WeightSource,
-};
+use allotrope_graph::{DType, Dim, Graph, GraphError, Input, KvCacheType, OpKind, TensorType, ValueId};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{Activation, ModelConfig};
 use crate::error::ModelError;
 use crate::quantization::LinearScheme;
 use crate::rope::RopeParameters;
-use crate::weights::Weights;
 
 /// The float types that plain weights may be stored in.
 const PLAIN: [DType; 3] = [DType::Bf16, DType::F16, DType::F32];
-
-impl WeightSource for Checkpoint {
-    fn weight(&self, name: &str) -> Option<WeightData<'_>> {
-        let tensor = self.weights().tensor(name).ok()?;
-        Some(WeightData { dtype: tensor.dtype(), shape: tensor.shape(), bytes: tensor.bytes() })
-    }
-
-    fn release(&self, name: &str) {
-        if let Ok(tensor) = self.weights().tensor(name) {
-            tensor.release();
-        }
-    }
-}
 
 impl Checkpoint {
     /// The graph of one step as the model is written down, operation by operation; its output is the `f32` logits,
@@ -69,13 +53,12 @@ struct Shared {
 struct Decoder<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
-    weights: &'a Weights,
     graph: Graph,
 }
 
 impl<'a> Decoder<'a> {
     fn new(checkpoint: &'a Checkpoint) -> Self {
-        Decoder { checkpoint, config: checkpoint.config(), weights: checkpoint.weights(), graph: Graph::new() }
+        Decoder { checkpoint, config: checkpoint.config(), graph: Graph::new() }
     }
 
     fn build(mut self) -> Result<Graph, ModelError> {
@@ -214,9 +197,9 @@ impl<'a> Decoder<'a> {
     }
 
     fn weight(&mut self, name: &str, dtypes: &[DType], shape: &[Size]) -> Result<ValueId, ModelError> {
-        let tensor = self.weights.expect(name, dtypes, shape)?;
+        let dtype = self.checkpoint.stored_type(name, dtypes, shape)?;
         let dims: Vec<Dim> = shape.iter().map(|(_, size)| Dim::Static(*size)).collect();
-        Ok(self.graph.weight(name, TensorType::new(tensor.dtype(), dims)))
+        Ok(self.graph.weight(name, TensorType::new(dtype, dims)))
     }
 
     fn push(&mut self, name: impl Into<String>, kind: OpKind, inputs: &[ValueId]) -> Result<ValueId, ModelError> {

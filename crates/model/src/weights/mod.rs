@@ -1,5 +1,6 @@
 //! The weights of a checkpoint: one safetensors file or several with an index, mapped and checked, never read as a whole.
 
+mod dummy;
 mod header;
 mod index;
 mod mapping;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use allotrope_graph::DType;
 
+pub(crate) use self::dummy::{DummyWeights, SCHEME as DUMMY_SCHEME};
 use self::mapping::Mapping;
 use crate::error::{ModelError, shorten};
 use crate::json;
@@ -76,7 +78,10 @@ impl Weights {
             return Err(ModelError::file(
                 folder,
                 problem,
-                format!("{WEIGHTS_FILE}, or {WEIGHTS_INDEX_FILE} with its shards"),
+                format!(
+                    "{WEIGHTS_FILE}, or {WEIGHTS_INDEX_FILE} with its shards; with `--load-format dummy`, weights are made by \
+                     shape where only the speed matters"
+                ),
             ));
         }
         Self::open_sharded(index_path)

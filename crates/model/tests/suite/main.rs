@@ -6,6 +6,7 @@ mod chat;
 mod checkpoints;
 mod config;
 mod conversation;
+mod dummy;
 mod quantization;
 mod rope;
 mod token_stream;

@@ -4,6 +4,7 @@
 
 mod recordings;
 mod support;
+mod tuning;
 
 use allotrope_config::{GraphCapture, GraphMode};
 use allotrope_graph::*;

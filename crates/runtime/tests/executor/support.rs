@@ -2,23 +2,33 @@
 
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use allotrope_config::{GraphCapture, GraphMode};
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::partition::SplittingOps;
 use allotrope_graph::*;
 use allotrope_runtime::{
-    CacheLayout, Device, DeviceError, Executor, ExecutorError, ExecutorOptions, Recorder, StartupLedger,
+    CacheLayout, Device, DeviceError, Executor, ExecutorError, ExecutorOptions, Recorder, StartupLedger, TuningCache,
+    TuningReport,
 };
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Call {
+    /// Where it can be tuned.
+    Allocate,
+    /// Where it can be tuned.
+    Prepare(usize),
+    /// What was known of each key of [`KEYS`].
+    Tune([Option<Vec<u32>>; 2]),
     Launch(usize),
     WarmUp(Vec<usize>),
     Record(Vec<usize>, usize, usize),
     Replay(Vec<usize>, usize),
 }
+
+/// What tuning looks for.
+pub(crate) const KEYS: [&str; 2] = ["linear 4x8", "linear 8x8"];
 
 /// All clones write into one list.
 #[derive(Default, Clone)]
@@ -31,6 +41,8 @@ pub(crate) struct Scribe {
     pub(crate) fails: Option<fn(&[usize], usize) -> bool>,
     /// Recording takes until somebody lets it go on: one permit for each recording.
     pub(crate) gate: Option<Arc<Mutex<Receiver<()>>>>,
+    /// What it says of itself where it can be tuned, and whether tuning fails after the first kernel.
+    pub(crate) tunable: Option<(&'static str, bool)>,
 }
 
 impl Scribe {
@@ -94,12 +106,40 @@ impl Device for Scribe {
         Ok(())
     }
     fn allocate(&mut self, _: &Graph, _: &MemoryPlan, _: CacheLayout) -> Result<(), DeviceError> {
+        if self.tunable.is_some() {
+            self.write(Call::Allocate);
+        }
         Ok(())
+    }
+    fn tuning_fingerprint(&self) -> Option<String> {
+        self.tunable.map(|(fingerprint, _)| fingerprint.to_owned())
+    }
+    fn tune(&mut self, _: &Graph, cache: &mut TuningCache, budget: Duration) -> Result<TuningReport, DeviceError> {
+        let known = KEYS.map(|key| cache.get(key).map(<[u32]>::to_vec));
+        self.write(Call::Tune(known.clone()));
+        let mut report = TuningReport::default();
+        for (index, (key, known)) in KEYS.into_iter().zip(known).enumerate() {
+            if known.is_some() {
+                report.cached += 1;
+            } else if budget.is_zero() {
+                report.left += 1;
+            } else {
+                cache.set(key, &[index as u32, 16]);
+                report.searched += 1;
+            }
+            if self.tunable.is_some_and(|(_, fails)| fails) {
+                return Err(DeviceError::Environment { device: "scribe".into(), message: "it got dark".into() });
+            }
+        }
+        Ok(report)
     }
     fn describe(&self, _: &Graph, group: usize) -> String {
         format!("group {group}, written down")
     }
     fn prepare(&mut self, _: &Graph, group: usize) -> Result<usize, DeviceError> {
+        if self.tunable.is_some() {
+            self.write(Call::Prepare(group));
+        }
         Ok(group)
     }
     fn write_inputs(&mut self, _: &StepInputs) -> Result<(), DeviceError> {
@@ -193,6 +233,7 @@ pub(crate) fn options(mode: GraphMode, capture: GraphCapture, require_graphs: bo
         capture,
         capture_sizes: vec![1, 2, 4, 8],
         require_graphs,
+        tuning: None,
         splitting_ops: SplittingOps::default(),
     }
 }
