@@ -14,7 +14,7 @@ pub fn facts() -> DeviceFacts {
         available_memory: available_memory(),
         dedicated_memory: false,
         repack_weights: true,
-        autotune: false,
+        autotune: true,
         persistent_decode: false,
         kernel_cache: None,
     }

@@ -10,8 +10,15 @@ macro_rules! sources {
 }
 
 const SOURCES: &[(&str, &[u8])] = &sources![
+    "linear/amx/mod.rs",
+    "linear/amx/pack.rs",
+    "linear/amx/plan.rs",
+    "linear/amx/products.rs",
+    "linear/amx/registers.rs",
+    "linear/amx/store.rs",
     "linear/mod.rs",
     "linear/tile.rs",
+    "linear/tuning.rs",
     "linear/unit.rs",
     "linear/weights.rs",
     "simd/avx2.rs",

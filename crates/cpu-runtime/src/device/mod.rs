@@ -12,6 +12,7 @@ mod rows;
 mod schedule;
 mod steps;
 mod target;
+mod tuning;
 mod weights;
 
 pub use facts::facts;
@@ -24,12 +25,14 @@ use crate::memory::{ScratchBytes, Workspace};
 use crate::team::{Team, TeamError};
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Dim, Graph, Sizes, StepInputs, Target, ValueId, WeightSource};
-use allotrope_runtime::device::{CacheLayout, Device, DeviceError, Recorder};
+use allotrope_runtime::TuningCache;
+use allotrope_runtime::device::{CacheLayout, Device, DeviceError, Recorder, TuningReport};
 use lower::Lowering;
 use memory::Memory;
 use phase::{Phase, Work};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use weights::LoadedWeights;
 
 /// The device's name.
@@ -187,6 +190,10 @@ impl Device for CpuDevice {
 
     fn tuning_fingerprint(&self) -> Option<String> {
         Some(fingerprint::fingerprint(self.isa))
+    }
+
+    fn tune(&mut self, graph: &Graph, cache: &mut TuningCache, budget: Duration) -> Result<TuningReport, DeviceError> {
+        self.tune_products(graph, cache, budget)
     }
 
     fn describe(&self, graph: &Graph, group: usize) -> String {
