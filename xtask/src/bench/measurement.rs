@@ -254,7 +254,7 @@ pub(super) mod tests {
 
     /// A process that started in so many seconds and decoded so many tokens per second.
     pub(in crate::bench) fn sample(ready: f64, decode: f64) -> Sample {
-        let prompt = |tokens: u32| PromptTime { tokens, seconds: f64::from(tokens) / 100.0 };
+        let prompt = |tokens: u32| PromptTime { tokens, seconds: f64::from(tokens) / 64.0 };
         Sample {
             ready_seconds: Some(ready),
             unclaimed_seconds: Some(0.02 * ready),
@@ -270,7 +270,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Two levels, of which the second starts later and decodes faster, in three rounds.
+    /// Two levels, of which the second starts later and decodes faster, in three rounds, in numbers that floats hold.
     pub(in crate::bench) fn measurement() -> Measurement {
         let level = |name: &str, ready: f64, decode: f64| {
             let rounds = |ready: f64, decode: f64| {
@@ -281,10 +281,10 @@ pub(super) mod tests {
                 cold: rounds(10.0 * ready, decode),
                 warm: rounds(ready, decode),
                 prompts: rounds(ready, decode),
-                batches: vec![Batch { sequences: 8, samples: rounds(ready, 4.0 * decode) }],
+                batches: vec![Batch { sequences: 8, samples: rounds(ready, 8.0 * decode) }],
             }
         };
-        let levels = vec![level("O0", 0.1, 5.0), level("O1", 0.5, 10.0)];
+        let levels = vec![level("O0", 0.125, 4.0), level("O1", 0.625, 8.0)];
         Measurement {
             checkpoint_bytes: 1000,
             device: "cpu".into(),
@@ -346,7 +346,6 @@ pub(super) mod tests {
     fn a_course_is_of_medians() {
         let measured = measurement();
         let course = measured.levels()[0].course(false).unwrap();
-        assert!((course.first_token_seconds - 0.25).abs() < 1e-12, "{course:?}");
-        assert_eq!(course.decode_tokens_per_second, 5.0);
+        assert_eq!((course.first_token_seconds, course.decode_tokens_per_second), (0.34375, 4.0));
     }
 }

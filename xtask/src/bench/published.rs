@@ -109,9 +109,9 @@ mod tests {
 
     #[test]
     fn tables_replace_those_between_the_marks() {
-        let document = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
+        let document = format!("before\n{BEGIN}\nreplaced\n{END}\nafter\n");
         let new = with_tables(&document, &[("m".into(), measurement())]).unwrap();
-        assert!(new.starts_with("before\n") && new.ends_with("after\n") && !new.contains("old"), "{new}");
+        assert!(new.starts_with("before\n") && new.ends_with("after\n") && !new.contains("replaced"), "{new}");
         assert!(
             new.contains("### m") && new.contains("| ready, warm, ms") && new.contains("images/m-levels.png"),
             "{new}"

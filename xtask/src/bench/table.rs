@@ -187,14 +187,14 @@ mod tests {
         other.commit = "d3e4f5".into();
         for sample in &mut other.levels[0].warm {
             sample.ready_seconds = sample.ready_seconds.map(|ready| 2.0 * ready);
-            sample.decode_tokens_per_second = Some(10.0);
+            sample.decode_tokens_per_second = Some(8.0);
         }
         other.levels[1].warm[0].ready_seconds = Some(0.25);
         other.levels[1].cold.clear();
         measured.builds.push(other);
         let table = ratios(&measured).unwrap();
         let line = |name: &str| table.lines.iter().find(|line| line[0] == name).unwrap().clone();
-        assert_eq!(line("ready, warm, ms")[1..], ["0.500 better", "1.000 (1.000..2.000)"]);
+        assert_eq!(line("ready, warm, ms")[1..], ["0.500 better", "1.000 (1.000..2.500)"]);
         assert_eq!(line("batch 1, tokens/s")[1..], ["0.500 worse", "1.000"]);
         assert_eq!(line("ready, cold, ms")[1..], ["1.000", "–"]);
         assert!(table.lines[0][0].contains("d3e4f5"));
