@@ -7,13 +7,14 @@ use crate::{clients, docs, kernels, tidy, workspace};
 
 type Step = (&'static str, fn() -> Result<(), TaskError>);
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("format", || workspace::run("cargo", &["fmt", "--all", "--check"])),
     ("tidy", tidy::run),
     ("kernels", kernels::check_repository),
     ("clippy", || workspace::run("cargo", &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])),
     ("docs", || docs::run(&docs::Options { check: true })),
     ("test", || workspace::run("cargo", &["test", "--workspace"])),
+    ("bench", || workspace::run("cargo", &["xtask", "bench", "--quick"])),
     ("clients", clients::run),
 ];
 

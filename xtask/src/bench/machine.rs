@@ -1,10 +1,11 @@
-//! The machine that was measured on, and its read bandwidth: the ceiling of decoding.
+//! The machine that was measured on, and its ceilings: what its memory can read, which bounds decoding, and what it can
+//! multiply, which bounds prompts and large batches.
 
 use std::fmt;
 use std::fs;
 
-use allotrope_cpu_runtime::{BandwidthProbe, Isa, Team, available_threads};
-use serde::Serialize;
+use allotrope_cpu_runtime::{BandwidthProbe, Isa, Team, available_threads, measure_dot_product_peak};
+use serde::{Deserialize, Serialize};
 
 use super::statistics::Summary;
 use crate::error::TaskError;
@@ -13,9 +14,10 @@ use crate::error::TaskError;
 const PROBE_BYTES: usize = 1 << 30;
 /// How often it is read each time.
 const PROBE_ROUNDS: usize = 10;
+const NOT_MEASURED: Summary = Summary { median: 0.0, minimum: 0.0, maximum: 0.0 };
 
 /// A machine.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Machine {
     processor: String,
     threads: usize,
@@ -25,28 +27,43 @@ pub(super) struct Machine {
     /// Bytes per second of reading memory in huge pages with all threads. Other work on the machine lowers it from
     /// moment to moment, so it is measured again in every round, and the best of all is the ceiling.
     pub(super) read_bandwidth: Summary,
+    /// Floating-point operations per second of bfloat16 dot products in registers with all threads, measured as often.
+    pub(super) dot_product_peak: Summary,
     #[serde(skip)]
-    probes: Vec<f64>,
+    probes: Probes,
+}
+
+/// Every single measurement of the ceilings.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Probes {
+    bandwidth: Vec<f64>,
+    peak: Vec<f64>,
 }
 
 impl Machine {
-    /// Asks the system, and measures the bandwidth once.
+    /// Asks the system, and measures the ceilings once.
     ///
     /// # Errors
     /// If the memory or the threads for the measurement can't be had.
     pub(super) fn describe() -> Result<Self, TaskError> {
+        let mut machine = Machine::describe_only();
+        machine.measure_ceilings()?;
+        Ok(machine)
+    }
+
+    /// Asks the system, and measures nothing.
+    pub(super) fn describe_only() -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let mut machine = Machine {
+        Machine {
             processor: field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             threads: available_threads(),
             instruction_set: Isa::detect().to_string(),
             memory_bytes: field(&read("/proc/meminfo"), "MemTotal").and_then(|text| kibibytes(&text)),
             system: format!("{} {}", std::env::consts::OS, read("/proc/sys/kernel/osrelease").trim()),
-            read_bandwidth: Summary { median: 0.0, minimum: 0.0, maximum: 0.0 },
-            probes: Vec::new(),
-        };
-        machine.measure_bandwidth()?;
-        Ok(machine)
+            read_bandwidth: NOT_MEASURED,
+            dot_product_peak: NOT_MEASURED,
+            probes: Probes::default(),
+        }
     }
 
     /// The processor, its threads and its instruction set.
@@ -54,43 +71,58 @@ impl Machine {
         format!("{}, {} threads, {}", self.processor, self.threads, self.instruction_set)
     }
 
-    /// Measures the bandwidth again; the summary is over all measurements.
+    /// Measures the ceilings again; the summaries are over all measurements.
     ///
     /// # Errors
     /// If the memory or the threads can't be had.
-    pub(super) fn measure_bandwidth(&mut self) -> Result<(), TaskError> {
-        let message = |error: &dyn fmt::Display| TaskError::Message(format!("measuring the read bandwidth: {error}"));
+    pub(super) fn measure_ceilings(&mut self) -> Result<(), TaskError> {
+        let message = |error: &dyn fmt::Display| TaskError::Message(format!("measuring the machine: {error}"));
         let team = Team::new(self.threads).map_err(|error| message(&error))?;
         let mut probe = BandwidthProbe::new(&team, PROBE_BYTES).map_err(|error| message(&error))?;
-        self.probes.extend((0..PROBE_ROUNDS).map(|_| probe.measure(&team)));
-        self.read_bandwidth = Summary::of(&self.probes).ok_or_else(|| message(&"it is not a number"))?;
+        self.probes.bandwidth.extend((0..PROBE_ROUNDS).map(|_| probe.measure(&team)));
+        self.probes.peak.push(measure_dot_product_peak(&team, Isa::detect()));
+        let summary = |values: &[f64]| Summary::of(values).ok_or_else(|| message(&"a speed is not a number"));
+        self.read_bandwidth = summary(&self.probes.bandwidth)?;
+        self.dot_product_peak = summary(&self.probes.peak)?;
         Ok(())
     }
 
     /// A machine that nobody has.
     #[cfg(test)]
-    pub(super) fn for_tests(read_bandwidth: Summary) -> Self {
-        let (processor, instruction_set, system) = ("a processor".into(), "a set".into(), "a system".into());
+    pub(super) fn for_tests(read_bandwidth: f64, dot_product_peak: f64) -> Self {
+        let always = |value| Summary { median: value, minimum: value, maximum: value };
         Machine {
-            processor,
+            processor: "a processor".into(),
             threads: 1,
-            instruction_set,
+            instruction_set: "a set".into(),
             memory_bytes: None,
-            system,
-            read_bandwidth,
-            probes: Vec::new(),
+            system: "a system".into(),
+            read_bandwidth: always(read_bandwidth),
+            dot_product_peak: always(dot_product_peak),
+            probes: Probes::default(),
         }
     }
 }
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "machine: {}", self.name())?;
+        write!(f, "{}", self.name())?;
         if let Some(bytes) = self.memory_bytes {
             write!(f, ", {:.0} GiB", bytes as f64 / f64::from(1 << 30))?;
         }
-        let Summary { median, maximum, .. } = self.read_bandwidth;
-        write!(f, ", {}; memory read at best {:.1} GB/s (median {:.1})", self.system, maximum / 1e9, median / 1e9)
+        write!(f, ", {}", self.system)?;
+        if self.read_bandwidth == NOT_MEASURED {
+            return Ok(());
+        }
+        let (memory, peak) = (self.read_bandwidth, self.dot_product_peak);
+        write!(
+            f,
+            "; memory read at best at {:.1} GB/s (median {:.1}), dot products of bf16 at {:.0} GFLOP/s (median {:.0})",
+            memory.maximum / 1e9,
+            memory.median / 1e9,
+            peak.maximum / 1e9,
+            peak.median / 1e9
+        )
     }
 }
 

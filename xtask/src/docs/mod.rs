@@ -10,6 +10,7 @@ use std::fs;
 
 use clap_complete::Shell;
 
+use crate::bench::published;
 use crate::error::TaskError;
 use crate::{kernels, workspace};
 
@@ -22,7 +23,7 @@ pub(crate) struct Options {
 }
 
 /// The generated files: path below the repository's top folder, and text.
-fn generated() -> Result<[(&'static str, String); 6], TaskError> {
+fn generated() -> Result<[(&'static str, String); 7], TaskError> {
     Ok([
         ("docs/levels.md", allotrope_config::levels_markdown()),
         ("docs/settings.md", allotrope_config::settings_markdown()),
@@ -30,6 +31,7 @@ fn generated() -> Result<[(&'static str, String); 6], TaskError> {
         ("docs/kernels.md", kernels::document()?),
         ("docs/layer.md", layer::markdown()?),
         ("docs/passes.md", passes::markdown()?),
+        (published::DOCUMENT, published::document()?),
     ])
 }
 
