@@ -1,9 +1,12 @@
 //! The measurement of what the arithmetic can do: the ceiling of everything that multiplies more than it reads.
 
+use crate::element::ElementType;
 use crate::isa::{Isa, Task};
+use crate::linear::amx;
 use crate::simd::{BLOCK_BYTES, Dot, Simd};
 use crate::team::Team;
 use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a round must take at least, so that starting the team does not count.
@@ -15,33 +18,42 @@ const ELEMENTS: usize = BLOCK_BYTES / 2;
 
 /// Multiplies and adds bfloat16 operands that stay in registers, on all threads of `team`, as the dot products of the path
 /// `isa` do, and returns floating-point operations per second: one multiplication and one addition for each pair of
-/// elements. Best of several rounds of a few milliseconds with 4, 8, 12 and 24 independent sums, since how many hide the
-/// latency is the processor's affair.
+/// elements. Best of several rounds of a few milliseconds, in vector registers with 4, 8, 12 and 24 independent sums, since how
+/// many hide the latency is the processor's affair, and on [`Isa::Amx`] with four tiles of sums.
 pub fn measure_dot_product_peak(team: &Team, isa: Isa) -> f64 {
-    let best = [best_round::<4>, best_round::<8>, best_round::<12>, best_round::<24>].map(|round| round(team, isa));
-    best.into_iter().fold(0.0, f64::max)
+    if amx::multiplies(isa, ElementType::Bf16) {
+        return best_round(team, amx::multiply_in_registers);
+    }
+    let rounds = [vectors::<4>, vectors::<8>, vectors::<12>, vectors::<24>];
+    rounds.into_iter().map(|round| best_round(team, |steps| round(isa, steps))).fold(0.0, f64::max)
 }
 
-/// The best of some rounds with so many sums, in operations per second.
-fn best_round<const SUMS: usize>(team: &Team, isa: Isa) -> f64 {
+/// The best of some rounds of `work`, which takes a number of steps and gives its operations, in operations per second.
+fn best_round(team: &Team, work: impl Fn(usize) -> usize + Sync) -> f64 {
     let mut steps = 1 << 10;
     let mut best = 0.0f64;
     let mut rounds = 0;
     while rounds < ROUNDS {
+        let operations = AtomicUsize::new(0);
         let begin = Instant::now();
         team.run(|_| {
-            black_box(isa.dispatch(Products::<SUMS> { steps }));
+            operations.fetch_add(work(steps), Ordering::Relaxed);
         });
         let time = begin.elapsed();
         if time < ROUND {
             steps *= 2;
             continue;
         }
-        let operations = 2 * ELEMENTS * SUMS * steps * team.threads();
-        best = best.max(operations as f64 / time.as_secs_f64());
+        best = best.max(operations.into_inner() as f64 / time.as_secs_f64());
         rounds += 1;
     }
     best
+}
+
+/// Some steps with so many sums; gives the operations.
+fn vectors<const SUMS: usize>(isa: Isa, steps: usize) -> usize {
+    black_box(isa.dispatch(Products::<SUMS> { steps }));
+    2 * ELEMENTS * SUMS * steps
 }
 
 /// Adds `steps` products of one block to each of some sums.
