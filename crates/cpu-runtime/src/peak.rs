@@ -21,7 +21,7 @@ const ELEMENTS: usize = BLOCK_BYTES / 2;
 /// elements. Best of several rounds of a few milliseconds, in vector registers with 4, 8, 12 and 24 independent sums, since how
 /// many hide the latency is the processor's affair, and on [`Isa::Amx`] with four tiles of sums.
 pub fn measure_dot_product_peak(team: &Team, isa: Isa) -> f64 {
-    if amx::multiplies(isa, ElementType::Bf16) {
+    if isa.is_available() && amx::multiplies(isa, ElementType::Bf16) {
         return best_round(team, amx::multiply_in_registers);
     }
     let rounds = [vectors::<4>, vectors::<8>, vectors::<12>, vectors::<24>];
