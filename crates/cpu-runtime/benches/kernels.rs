@@ -127,7 +127,15 @@ impl WeightSource for Tensors {
     }
 }
 
-/// A graph's last group on the device, ready to be launched again and again.
+/// Slots of the KV cache.
+const SLOTS: usize = 33 * 1024;
+/// Slots in a block.
+const BLOCK_SIZE: usize = 16;
+/// The most tokens in a batch.
+const MOST_TOKENS: usize = 512;
+
+/// A graph's last group on the device, ready to be launched again and again. All of the KV cache was written before:
+/// memory that never was is one page of zeros, which is always in the cache of the processor.
 fn bench_group(criterion: &mut Criterion, name: &str, graph: &Graph, inputs: &StepInputs, throughput: Throughput) {
     let mut tensors = HashMap::new();
     for value in graph.values() {
@@ -137,13 +145,23 @@ fn bench_group(criterion: &mut Criterion, name: &str, graph: &Graph, inputs: &St
     }
     let mut device = CpuDevice::new(available_threads(), Isa::detect()).unwrap();
     let workspace: Vec<_> = (0..graph.groups().len()).map(|group| device.workspace(graph, group)).collect();
-    let plan = plan_memory(graph, device.target(), &workspace, inputs.sizes(), device.alignment()).unwrap();
+    let limits = Sizes { tokens: MOST_TOKENS, ..inputs.sizes() };
+    let plan = plan_memory(graph, device.target(), &workspace, limits, device.alignment()).unwrap();
     device.load_weights(graph, Arc::new(Tensors(tensors)), false).unwrap();
-    device.allocate(graph, &plan, CacheLayout { blocks: 256, block_size: 16 }).unwrap();
-    device.write_inputs(inputs).unwrap();
+    device.allocate(graph, &plan, CacheLayout { blocks: SLOTS / BLOCK_SIZE, block_size: BLOCK_SIZE }).unwrap();
     let kernels: Vec<_> = (0..graph.groups().len()).map(|group| device.prepare(graph, group).unwrap()).collect();
-    for kernel in &kernels {
-        device.launch(kernel, &inputs.sizes()).unwrap();
+    let fill = (0..SLOTS).step_by(MOST_TOKENS).map(|first| StepInputs {
+        slots: (first..first + MOST_TOKENS).map(|slot| slot as i32).collect(),
+        positions: vec![0; MOST_TOKENS],
+        block_tables: vec![0; limits.blocks],
+        blocks: limits.blocks,
+        ..batch(MOST_TOKENS, MOST_TOKENS)
+    });
+    for inputs in fill.chain([inputs.clone()]) {
+        device.write_inputs(&inputs).unwrap();
+        for kernel in &kernels {
+            device.launch(kernel, &inputs.sizes()).unwrap();
+        }
     }
     let mut group = criterion.benchmark_group("groups");
     group.throughput(throughput);
@@ -153,16 +171,23 @@ fn bench_group(criterion: &mut Criterion, name: &str, graph: &Graph, inputs: &St
     group.finish();
 }
 
-/// Tokens of one sequence at the last positions of a context, in a cache of 256 blocks of 16.
+/// Tokens of one sequence at the last positions of a context.
 fn batch(tokens: usize, context: usize) -> StepInputs {
-    let positions: Vec<i32> = (context - tokens..context).map(|position| position as i32).collect();
+    sequences(1, tokens, context)
+}
+
+/// Tokens of each of some sequences at the last positions of their contexts.
+fn sequences(count: usize, tokens: usize, context: usize) -> StepInputs {
+    let blocks = context.div_ceil(BLOCK_SIZE);
+    let places = (0..count).flat_map(|sequence| (context - tokens..context).map(move |place| (sequence, place)));
+    let positions: Vec<i32> = places.clone().map(|(_, place)| place as i32).collect();
     StepInputs {
         token_ids: positions.iter().map(|position| position % 500).collect(),
-        slots: positions.clone(),
+        slots: places.clone().map(|(sequence, place)| (sequence * blocks * BLOCK_SIZE + place) as i32).collect(),
         positions,
-        token_sequences: vec![0; tokens],
-        block_tables: (0..256).collect(),
-        blocks: 256,
+        token_sequences: places.map(|(sequence, _)| sequence as i32).collect(),
+        block_tables: (0..(count * blocks) as i32).collect(),
+        blocks,
         logit_rows: Vec::new(),
     }
 }
@@ -186,11 +211,15 @@ fn attention(criterion: &mut Criterion) {
         [q, cache, graph.input(Input::Positions), graph.input(Input::TokenSequences), graph.input(Input::BlockTables)];
     let output = graph.push("attention", OpKind::Attention { heads, scale: 0.125 }, &operands).unwrap();
     graph.add_output(output);
-    for (tokens, context) in [(512, 512), (1, 2048)] {
+    // Elements are floating-point operations here. A single token's context is read once, and so are its bytes.
+    for (count, tokens, context) in [(1, 512, 512), (1, 512, 4096), (1, 1, 2048), (32, 1, 1024)] {
         let pairs: usize = (context - tokens + 1..=context).sum();
-        let throughput = Throughput::Elements((4 * pairs * heads * head_dim) as u64);
-        let name = format!("attention, {tokens} tokens of {context}");
-        bench_group(criterion, &name, &graph, &batch(tokens, context), throughput);
+        let throughput = match tokens {
+            1 => Throughput::Bytes((count * context * 2 * kv_heads * head_dim * 2) as u64),
+            _ => Throughput::Elements((4 * count * pairs * heads * head_dim) as u64),
+        };
+        let name = format!("attention, {count} sequences, {tokens} tokens of {context}");
+        bench_group(criterion, &name, &graph, &sequences(count, tokens, context), throughput);
     }
 }
 

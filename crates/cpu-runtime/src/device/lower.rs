@@ -94,12 +94,14 @@ impl Lowering<'_> {
         Ok(Attention {
             queries: queries.begin,
             output: output.begin,
+            element: queries.element,
             heads,
             scale,
             cache,
             positions: self.step_input(self.operand(op, 2)?)?,
             token_sequences: self.step_input(self.operand(op, 3)?)?,
             block_tables: self.step_input(self.operand(op, 4)?)?,
+            records: self.memory.records(),
         })
     }
 

@@ -1,12 +1,12 @@
 //! The device's memory for steps: the arena, the inputs and the KV caches.
 
 use super::{environment, internal};
-use crate::attention::CacheView;
+use crate::attention::{CacheView, Records};
 use crate::element::ElementType;
 use crate::memory::Buffer;
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{
-    DType, Definition, Graph, Input, KvCacheType, Sizes, StepInputs, TensorType, ValueId, ValueType,
+    DType, Definition, Graph, Input, KvCacheType, OpKind, Sizes, StepInputs, TensorType, ValueId, ValueType,
 };
 use allotrope_runtime::device::{CacheLayout, DeviceError};
 use std::collections::HashMap;
@@ -23,6 +23,8 @@ pub(super) struct Memory {
     /// By layer; addresses in `_cache_memory`.
     caches: HashMap<usize, CacheView>,
     _cache_memory: Vec<Buffer>,
+    /// For attention, one at a time.
+    records: Buffer,
     /// Begin of the arena, for kernels.
     begin: *mut u8,
 }
@@ -33,8 +35,13 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Allocates for a plan of `graph`.
-    pub(super) fn new(graph: &Graph, plan: &MemoryPlan, layout: CacheLayout) -> Result<Self, DeviceError> {
+    /// Allocates for a plan of `graph`, which `threads` threads are to run.
+    pub(super) fn new(
+        graph: &Graph,
+        plan: &MemoryPlan,
+        layout: CacheLayout,
+        threads: usize,
+    ) -> Result<Self, DeviceError> {
         check_plan(graph, plan)?;
         let mut arena = Buffer::new(plan.bytes).map_err(environment)?;
         let begin = arena.bytes_mut().as_mut_ptr();
@@ -54,7 +61,8 @@ impl Memory {
             cache_memory.push(buffer);
         }
         let types = graph.values().iter().map(|value| value.ty.tensor().cloned()).collect();
-        Ok(Self { plan: plan.clone(), types, arena, inputs, caches, _cache_memory: cache_memory, begin })
+        let records = Buffer::new(record_bytes(graph, &plan.limits, layout, threads)).map_err(environment)?;
+        Ok(Self { plan: plan.clone(), types, arena, inputs, caches, _cache_memory: cache_memory, records, begin })
     }
 
     /// The largest batch.
@@ -87,6 +95,11 @@ impl Memory {
     /// A layer's cache.
     pub(super) fn cache(&self, layer: usize) -> Option<CacheView> {
         self.caches.get(&layer).copied()
+    }
+
+    /// Where attention records what partitions of the context found.
+    pub(super) fn records(&self) -> Records {
+        Records { begin: self.records.bytes().as_ptr().cast_mut(), bytes: self.records.len() }
     }
 
     /// The most rows that a value has.
@@ -139,12 +152,21 @@ fn check_plan(graph: &Graph, plan: &MemoryPlan) -> Result<(), DeviceError> {
     Ok(())
 }
 
+/// Bytes of records that any attention of the graph can use.
+fn record_bytes(graph: &Graph, limits: &Sizes, layout: CacheLayout, threads: usize) -> usize {
+    let positions = limits.blocks.saturating_mul(layout.block_size);
+    let bytes = graph.ops().iter().filter_map(|op| {
+        let OpKind::Attention { heads, .. } = op.kind else { return None };
+        let cache = op.inputs.get(1).and_then(|cache| graph.value(*cache).ty.kv_cache())?;
+        Some(Records::wanted_bytes(threads, limits.tokens, positions, heads, (cache.kv_heads, cache.head_dim)))
+    });
+    bytes.max().unwrap_or(0)
+}
+
 fn allocate_cache(layer: usize, ty: &KvCacheType, layout: CacheLayout) -> Result<(CacheView, Buffer), DeviceError> {
     let element = ElementType::from_dtype(ty.dtype)
         .ok_or_else(|| internal(format!("layer {layer} has a KV cache of {}", ty.dtype)))?;
-    let bytes = [layout.blocks, layout.block_size, 2, ty.kv_heads, ty.head_dim, element.bytes()]
-        .iter()
-        .try_fold(1usize, |product, factor| product.checked_mul(*factor))
+    let bytes = CacheView::bytes(element, layout.blocks, layout.block_size, ty.kv_heads, ty.head_dim)
         .filter(|bytes| *bytes > 0)
         .ok_or_else(|| internal(format!("the KV cache of layer {layer} has an impossible size: {layout:?}, {ty}")))?;
     let mut buffer = Buffer::new(bytes).map_err(environment)?;

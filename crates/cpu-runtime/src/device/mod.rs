@@ -184,7 +184,7 @@ impl Device for CpuDevice {
 
     fn allocate(&mut self, graph: &Graph, memory: &MemoryPlan, cache: CacheLayout) -> Result<(), DeviceError> {
         self.identity = new_identity();
-        self.memory = Some(Memory::new(graph, memory, cache)?);
+        self.memory = Some(Memory::new(graph, memory, cache, self.team.threads())?);
         Ok(())
     }
 

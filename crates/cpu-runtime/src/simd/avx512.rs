@@ -35,7 +35,7 @@ pub(super) unsafe fn reduce(sums: [__m512; 4]) -> [f32; 4] {
 /// Sixteen E4M3 codes as single precision: moved into half precision's fields they are 2^-8 of their value (subnormals
 /// included, which the conversion normalizes); the NaN code gets half precision's.
 #[inline(always)]
-unsafe fn widen_e4m3(codes: __m128i) -> __m512 {
+pub(super) unsafe fn widen_e4m3(codes: __m128i) -> __m512 {
     // SAFETY: the caller has AVX-512 F, BW and VL.
     unsafe {
         let codes = _mm256_cvtepu8_epi16(codes);
@@ -182,6 +182,79 @@ macro_rules! avx512_lanes {
         unsafe fn prefetch(address: *const u8) {
             // SAFETY: a prefetch of any address is harmless.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+        }
+        #[inline(always)]
+        unsafe fn load_pairs_bf16(from: *const u8) -> [__m512; 2] {
+            // SAFETY: the caller has the features and LANES readable pairs.
+            unsafe {
+                let pairs = _mm512_loadu_si512(from.cast());
+                let second = _mm512_and_si512(pairs, _mm512_set1_epi32(!0xffff));
+                [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(second)]
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_pairs_f16(from: *const u8) -> [__m512; 2] {
+            // SAFETY: the caller has the features and LANES readable pairs.
+            unsafe {
+                let pairs = _mm512_loadu_si512(from.cast());
+                let second = _mm512_srli_epi32::<16>(pairs);
+                [pairs, second].map(|codes| _mm512_cvtph_ps(_mm512_cvtepi32_epi16(codes)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn load_pairs_e4m3(from: *const u8) -> [__m512; 2] {
+            // SAFETY: the caller has the features and LANES readable pairs.
+            unsafe {
+                let pairs = _mm256_loadu_si256(from.cast());
+                let second = _mm256_srli_epi16::<8>(pairs);
+                [pairs, second].map(|codes| $crate::simd::avx512::widen_e4m3(_mm256_cvtepi16_epi8(codes)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the caller has the features.
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn multiply(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the caller has the features.
+            unsafe { _mm512_mul_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn larger(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the caller has the features. The instruction gives its second operand if either is NaN.
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn first_lanes(count: usize, a: __m512, b: __m512) -> __m512 {
+            // SAFETY: the caller has the features.
+            unsafe { _mm512_mask_mov_ps(b, ((1u32 << count) - 1) as u16, a) }
+        }
+        #[inline(always)]
+        unsafe fn largest_lane(a: __m512) -> __m512 {
+            // SAFETY: the caller has the features.
+            unsafe {
+                let a = _mm512_max_ps(a, _mm512_shuffle_f32x4::<0b01_00_11_10>(a, a));
+                let a = _mm512_max_ps(a, _mm512_shuffle_f32x4::<0b10_11_00_01>(a, a));
+                let a = _mm512_max_ps(a, _mm512_permute_ps::<0b01_00_11_10>(a));
+                _mm512_max_ps(a, _mm512_permute_ps::<0b10_11_00_01>(a))
+            }
+        }
+        #[inline(always)]
+        unsafe fn exp2(x: __m512) -> __m512 {
+            use $crate::simd::{EXP2, LEAST_EXPONENT};
+            // SAFETY: the caller has the features.
+            unsafe {
+                let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+                let r = _mm512_sub_ps(x, n);
+                let mut p = _mm512_set1_ps(EXP2[5]);
+                for factor in [EXP2[4], EXP2[3], EXP2[2], EXP2[1], EXP2[0], 1.0] {
+                    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(factor));
+                }
+                // All others get zero, but NaN.
+                let normal = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(LEAST_EXPONENT));
+                _mm512_maskz_scalef_ps(normal, p, n)
+            }
         }
     };
 }

@@ -147,4 +147,18 @@ impl Simd for Avx512Bf16 {
     }
 
     avx512_lanes!();
+
+    const BF16_PAIRS: bool = true;
+
+    #[inline(always)]
+    unsafe fn multiply_add_pairs(sum: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the caller has the features; the vector types are the same 64 bytes.
+        unsafe {
+            _mm512_dpbf16_ps(
+                sum,
+                std::mem::transmute::<__m512, __m512bh>(a),
+                std::mem::transmute::<__m512, __m512bh>(b),
+            )
+        }
+    }
 }

@@ -102,6 +102,129 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn multiply_add(sum: Self::Lanes, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
     /// Asks for the cache line of `address`, which need not be valid.
     unsafe fn prefetch(address: *const u8);
+
+    /// Whether [`Simd::multiply_add_pairs`] is one instruction.
+    const BF16_PAIRS: bool = false;
+    /// `sum` and both products of pairs of bfloat16, which are the bits of the lanes of `a` and `b`.
+    #[inline(always)]
+    unsafe fn multiply_add_pairs(sum: Self::Lanes, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        let (a, b) = (to_array::<Self>(a), to_array::<Self>(b));
+        // SAFETY: the caller has the features; an array is readable as pairs.
+        unsafe {
+            let a = Self::load_pairs_bf16(a.as_ptr().cast());
+            let b = Self::load_pairs_bf16(b.as_ptr().cast());
+            Self::multiply_add(Self::multiply_add(sum, a[0], b[0]), a[1], b[1])
+        }
+    }
+    /// Reads [`LANES`] pairs of bfloat16: all first, all second elements.
+    #[inline(always)]
+    unsafe fn load_pairs_bf16(from: *const u8) -> [Self::Lanes; 2] {
+        // SAFETY: the caller's pointer is readable for LANES pairs.
+        let pairs = unsafe { from.cast::<[u32; LANES]>().read_unaligned() };
+        let first = pairs.map(|pair| f32::from_bits(pair << 16));
+        [from_array::<Self>(first), from_array::<Self>(pairs.map(|pair| f32::from_bits(pair & 0xffff_0000)))]
+    }
+    /// Reads [`LANES`] pairs of half-precision numbers: all first, all second elements.
+    #[inline(always)]
+    unsafe fn load_pairs_f16(from: *const u8) -> [Self::Lanes; 2] {
+        // SAFETY: the caller's pointer is readable for LANES pairs, and the arrays are for LANES numbers.
+        unsafe {
+            let pairs = from.cast::<[u32; LANES]>().read_unaligned();
+            let (first, second) = (pairs.map(|pair| pair as u16), pairs.map(|pair| (pair >> 16) as u16));
+            [Self::load_f16(first.as_ptr()), Self::load_f16(second.as_ptr())]
+        }
+    }
+    /// Reads [`LANES`] pairs of E4M3 codes: all first, all second elements.
+    #[inline(always)]
+    unsafe fn load_pairs_e4m3(from: *const u8) -> [Self::Lanes; 2] {
+        // SAFETY: the caller's pointer is readable for LANES pairs.
+        let pairs = unsafe { from.cast::<[[u8; 2]; LANES]>().read_unaligned() };
+        let part = |index: usize| from_array::<Self>(pairs.map(|pair| E4M3_VALUES[usize::from(pair[index])]));
+        [part(0), part(1)]
+    }
+    /// `a + b`, lane by lane.
+    #[inline(always)]
+    unsafe fn add(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        let (mut a, b) = (to_array::<Self>(a), to_array::<Self>(b));
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+        from_array::<Self>(a)
+    }
+    /// `a · b`, lane by lane.
+    #[inline(always)]
+    unsafe fn multiply(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        let (mut a, b) = (to_array::<Self>(a), to_array::<Self>(b));
+        a.iter_mut().zip(b).for_each(|(a, b)| *a *= b);
+        from_array::<Self>(a)
+    }
+    /// The larger of `a` and `b`, lane by lane, and `b` where `a` is NaN; `b` must have none.
+    #[inline(always)]
+    unsafe fn larger(a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        let (a, mut b) = (to_array::<Self>(a), to_array::<Self>(b));
+        b.iter_mut().zip(a).for_each(|(b, a)| *b = if a > *b { a } else { *b });
+        from_array::<Self>(b)
+    }
+    /// The first `count` lanes of `a`, then lanes of `b`.
+    #[inline(always)]
+    unsafe fn first_lanes(count: usize, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        let (a, mut b) = (to_array::<Self>(a), to_array::<Self>(b));
+        b[..count].copy_from_slice(&a[..count]);
+        from_array::<Self>(b)
+    }
+    /// The largest lane of `a`, which must have no NaN, in all lanes.
+    #[inline(always)]
+    unsafe fn largest_lane(a: Self::Lanes) -> Self::Lanes {
+        let mut lanes = to_array::<Self>(a);
+        let mut width = LANES / 2;
+        while width > 0 {
+            for lane in 0..width {
+                lanes[lane] = if lanes[lane] > lanes[lane + width] { lanes[lane] } else { lanes[lane + width] };
+            }
+            width /= 2;
+        }
+        // SAFETY: the caller has the features.
+        unsafe { Self::splat(lanes[0]) }
+    }
+    /// Two to the power of each lane, none of which is above 127, to about one unit in the last place; zero below
+    /// [`LEAST_EXPONENT`].
+    #[inline(always)]
+    unsafe fn exp2(x: Self::Lanes) -> Self::Lanes {
+        from_array::<Self>(to_array::<Self>(x).map(exp2))
+    }
+}
+
+#[inline(always)]
+fn to_array<S: Simd>(lanes: S::Lanes) -> [f32; LANES] {
+    let mut array = [0.0; LANES];
+    // SAFETY: there are vectors only where the path's features are; the array has room for one.
+    unsafe { S::store_f32(array.as_mut_ptr(), lanes) };
+    array
+}
+
+#[inline(always)]
+fn from_array<S: Simd>(array: [f32; LANES]) -> S::Lanes {
+    // SAFETY: this is called from within the methods of `Simd` only, where the path's features are.
+    unsafe { S::load_f32(array.as_ptr()) }
+}
+
+/// The least exponent of [`Simd::exp2`]. Its power of two is normal: subnormal results take processors much longer.
+pub(crate) const LEAST_EXPONENT: f32 = -125.0;
+
+/// `(2^x - 1) / x` for x from -1/2 to 1/2: interpolated at Chebyshev nodes; 2^x is within 1e-8 of its value.
+pub(crate) const EXP2: [f32; 6] =
+    [std::f32::consts::LN_2, 0.240_226_5, 0.055_503_57, 0.009_618_083, 0.001_339_086_3, 0.000_154_531_63];
+
+/// Two to the power of `x`, by an integer power of two and [`EXP2`].
+#[inline(always)]
+fn exp2(x: f32) -> f32 {
+    /// 1.5 · 2^23: adding it rounds to an integer, found in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let least = if x < LEAST_EXPONENT { LEAST_EXPONENT } else { x };
+    let shifted = least + ROUND;
+    let r = least - (shifted - ROUND);
+    let p = EXP2[..5].iter().rev().fold(EXP2[5], |p, factor| p * r + factor) * r + 1.0;
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
+    let power = p * f32::from_bits(n.wrapping_add(127).cast_unsigned() << 23);
+    if x < LEAST_EXPONENT { 0.0 } else { power }
 }
 
 /// The single-precision value of the E4M3 code (finite only, bias 7, no infinities; 0x7f and 0xff are NaN).
@@ -135,6 +258,88 @@ pub(crate) static E4M3_VALUES: [f32; 256] = {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    struct CheckVectors;
+
+    impl Task for CheckVectors {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            let bf16 = |value: f32| u32::from(half::bf16::from_f32(value).to_bits());
+            let f16 = |value: f32| u32::from(half::f16::from_f32(value).to_bits());
+            let first: [f32; LANES] = std::array::from_fn(|lane| lane as f32 - 3.5);
+            let second = first.map(|value| 1.25 - value);
+            // SAFETY: run on available paths only.
+            unsafe {
+                let (a, b) = (from_array::<S>(first), from_array::<S>(second));
+                let expect = |found: S::Lanes, expected: fn(f32, f32) -> f32| {
+                    let expected: [f32; LANES] = std::array::from_fn(|lane| expected(first[lane], second[lane]));
+                    assert_eq!(to_array::<S>(found), expected);
+                };
+                expect(S::add(a, b), |a, b| a + b);
+                expect(S::multiply(a, b), |a, b| a * b);
+                expect(S::larger(a, b), f32::max);
+                assert_eq!(to_array::<S>(S::larger(S::splat(f32::NAN), b)), second);
+                assert_eq!(to_array::<S>(S::largest_lane(a)), [11.5; LANES]);
+                for count in 0..=LANES {
+                    let expected: [f32; LANES] =
+                        std::array::from_fn(|lane| if lane < count { first[lane] } else { second[lane] });
+                    assert_eq!(to_array::<S>(S::first_lanes(count, a, b)), expected);
+                }
+                let pairs: [u32; LANES] = std::array::from_fn(|lane| bf16(first[lane]) | bf16(second[lane]) << 16);
+                let found = S::load_pairs_bf16(pairs.as_ptr().cast()).map(to_array::<S>);
+                assert_eq!(found, [first, second]);
+                let bits = from_array::<S>(pairs.map(f32::from_bits));
+                expect(S::multiply_add_pairs(S::splat(0.5), bits, bits), |a, b| 0.5 + a * a + b * b);
+                let pairs: [u32; LANES] = std::array::from_fn(|lane| f16(first[lane]) | f16(second[lane]) << 16);
+                assert_eq!(S::load_pairs_f16(pairs.as_ptr().cast()).map(to_array::<S>), [first, second]);
+                for code in 0..=255u8 {
+                    let pairs: [[u8; 2]; LANES] = std::array::from_fn(|lane| [code ^ lane as u8, code]);
+                    let found = S::load_pairs_e4m3(pairs.as_ptr().cast()).map(to_array::<S>);
+                    for (lane, pair) in pairs.iter().enumerate() {
+                        for (index, code) in pair.iter().enumerate() {
+                            let (found, expected) = (found[index][lane], E4M3_VALUES[usize::from(*code)]);
+                            assert!(found == expected || found.is_nan() && expected.is_nan(), "{code}: {found}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_path_has_the_same_vectors() {
+        crate::isa::Isa::available().for_each(|isa| isa.dispatch(CheckVectors));
+    }
+
+    struct CheckExp2;
+
+    impl Task for CheckExp2 {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self) {
+            // SAFETY: run on available paths only.
+            let exp2 = |x: f32| unsafe { to_array::<S>(S::exp2(S::splat(x)))[LANES - 1] };
+            for step in -160_000..=127_000 {
+                let x = step as f32 * 1e-3;
+                let (found, exact) = (f64::from(exp2(x)), f64::from(x).exp2());
+                let error = (found - exact).abs();
+                let tolerance = if x < LEAST_EXPONENT { exact } else { exact * 1.5e-7 };
+                assert!(error <= tolerance, "2^{x} = {found}, not {exact}");
+            }
+            for (x, expected) in [(0.0, 1.0), (-1.0, 0.5), (-125.1, 0.0), (f32::NEG_INFINITY, 0.0)] {
+                assert_eq!(exp2(x), expected, "2^{x}");
+            }
+            assert!(exp2(f32::NAN).is_nan());
+        }
+    }
+
+    #[test]
+    fn powers_of_two_are_close_on_every_path() {
+        crate::isa::Isa::available().for_each(|isa| isa.dispatch(CheckExp2));
+    }
 
     #[test]
     fn e4m3_codes_have_the_values_of_the_definition() {

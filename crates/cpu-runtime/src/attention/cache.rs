@@ -1,0 +1,116 @@
+//! The paged cache of a layer: where keys and values lie, and how they are written.
+//!
+//! A block has, head after head, all keys and then all values. Keys lie as attention reads them, lanes over positions:
+//! `[head_dim / W][block_size][W]`, where `W` elements of a key make a *word* (two elements, or one of single
+//! precision). Values have lanes over the head's dimension and words of two positions:
+//! `[block_size / W][head_dim][W]`. What does not fill a word is padded.
+
+use crate::element::ElementType;
+use crate::row::math::narrow;
+use crate::simd::{LANES, Simd};
+
+/// A layer's paged cache, known by address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CacheView {
+    pub(crate) begin: *mut u8,
+    pub(crate) element: ElementType,
+    pub(crate) blocks: usize,
+    pub(crate) block_size: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+}
+
+/// The bytes of a word, and how many elements it has.
+#[inline(always)]
+pub(super) const fn word(element: ElementType) -> (usize, usize) {
+    let elements = if matches!(element, ElementType::F32) { 1 } else { 2 };
+    (elements * element.bytes(), elements)
+}
+
+impl CacheView {
+    /// Bytes of a head's keys and of its values in a block, or `None` if they overflow.
+    fn runs(element: ElementType, block_size: usize, head_dim: usize) -> Option<(usize, usize)> {
+        let (bytes, elements) = word(element);
+        let keys = head_dim.div_ceil(elements).checked_mul(block_size)?.checked_mul(bytes)?;
+        let values = block_size.div_ceil(elements).checked_mul(head_dim)?.checked_mul(bytes)?;
+        Some((keys, values))
+    }
+
+    /// Bytes of a cache of these sizes, or `None` if they overflow.
+    pub(crate) fn bytes(
+        element: ElementType,
+        blocks: usize,
+        block_size: usize,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Option<usize> {
+        let (keys, values) = Self::runs(element, block_size, head_dim)?;
+        keys.checked_add(values)?.checked_mul(kv_heads)?.checked_mul(blocks)
+    }
+
+    /// Words of a key.
+    #[inline(always)]
+    pub(super) fn key_words(&self) -> usize {
+        self.head_dim.div_ceil(word(self.element).1)
+    }
+
+    /// Byte offsets of the keys and of the values of a head in a block.
+    #[inline(always)]
+    fn offsets(&self, block: usize, head: usize) -> (usize, usize) {
+        let (bytes, elements) = word(self.element);
+        let keys = self.key_words() * self.block_size * bytes;
+        let values = self.block_size.div_ceil(elements) * self.head_dim * bytes;
+        let begin = block * self.kv_heads * (keys + values);
+        (begin + head * keys, begin + self.kv_heads * keys + head * values)
+    }
+
+    /// Addresses of a position of a block: of the first word of its key, the words of which are `block_size` words
+    /// apart, and of the words with its values.
+    ///
+    /// # Safety
+    /// The block must be of the cache, the position of the block.
+    #[inline(always)]
+    pub(super) unsafe fn place(&self, block: usize, at: usize, head: usize) -> (*mut u8, *mut u8) {
+        let (bytes, elements) = word(self.element);
+        let (keys, values) = self.offsets(block, head);
+        // SAFETY: within the block, by the caller's contract.
+        unsafe { (self.begin.add(keys + at * bytes), self.begin.add(values + at / elements * self.head_dim * bytes)) }
+    }
+
+    /// Writes the keys and values of a token, all heads, to its slot. A slot out of range writes nothing.
+    ///
+    /// # Safety
+    /// The cache must be writable and nobody else touch the slot; the path's features must be present.
+    #[inline(always)]
+    pub(crate) unsafe fn write<S: Simd>(&self, slot: i32, keys: &[f32], values: &[f32]) {
+        let Ok(slot) = usize::try_from(slot) else { return };
+        let (block, at) = (slot / self.block_size, slot % self.block_size);
+        if block >= self.blocks {
+            return;
+        }
+        let (bytes, elements) = word(self.element);
+        let half = bytes / elements;
+        let heads = keys.chunks_exact(self.head_dim).zip(values.chunks_exact(self.head_dim));
+        for (head, (keys, values)) in heads.enumerate().take(self.kv_heads) {
+            // A chunk has whole words; the last may be padded.
+            for (chunk, (keys, values)) in keys.chunks(LANES).zip(values.chunks(LANES)).enumerate() {
+                let (mut key, mut value) = ([0u8; LANES * 4], [0u8; LANES * 4]);
+                // SAFETY: the block was checked above; words and elements are within the head's rows.
+                unsafe {
+                    narrow::<S>(self.element, keys, key.as_mut_ptr());
+                    narrow::<S>(self.element, values, value.as_mut_ptr());
+                    let (to_key, to_value) = self.place(block, at, head);
+                    for index in 0..keys.len().div_ceil(elements) {
+                        let word = chunk * (LANES / elements) + index;
+                        let to = to_key.add(word * self.block_size * bytes);
+                        std::ptr::copy_nonoverlapping(key.as_ptr().add(index * bytes), to, bytes);
+                    }
+                    for index in 0..values.len() {
+                        let to = to_value.add((chunk * LANES + index) * bytes + at % elements * half);
+                        std::ptr::copy_nonoverlapping(value.as_ptr().add(index * half), to, half);
+                    }
+                }
+            }
+        }
+    }
+}
