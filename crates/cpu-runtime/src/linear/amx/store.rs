@@ -25,7 +25,6 @@ pub(super) struct Place {
 /// The place must be inside y and the sums be readable, a tile every [`TILE_BYTES`] bytes; the machine must have the
 /// features of the path.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "a row is of all tiles")]
 pub(super) unsafe fn store<const W: usize>(job: &Job, sums: *const f32, x_columns: usize, place: Place) {
     let mask = if x_columns == TILE { u16::MAX } else { (1 << x_columns) - 1 };
     let scale = job.scale;
@@ -50,20 +49,37 @@ pub(super) unsafe fn store<const W: usize>(job: &Job, sums: *const f32, x_column
             let at = (place.row + row) * job.weights.rows + place.column;
             match job.output {
                 ElementType::Bf16 => {
-                    let line: [_; W] = std::array::from_fn(|w| rows[w][row].map(|sum| to_bf16(sum * scale)));
+                    let line = round(&rows, row, |sum| to_bf16(sum * scale));
                     put(&line, job.y.cast::<u16>().add(at), place.columns);
                 }
                 ElementType::F16 => {
-                    let line: [_; W] = std::array::from_fn(|w| rows[w][row].map(|sum| to_f16(sum * scale)));
+                    let line = round(&rows, row, |sum| to_f16(sum * scale));
                     put(&line, job.y.cast::<u16>().add(at), place.columns);
                 }
                 ElementType::F32 | ElementType::F8E4M3 => {
-                    let line: [_; W] = std::array::from_fn(|w| rows[w][row].map(|sum| canonical(sum * scale)));
+                    let line = round(&rows, row, |sum| canonical(sum * scale));
                     put(&line, job.y.cast::<f32>().add(at), place.columns);
                 }
             }
         }
     }
+}
+
+/// One row of all tiles, rounded.
+#[inline(always)]
+fn round<T: Copy + Default, const W: usize>(
+    rows: &[[[f32; TILE]; TILE]; W],
+    row: usize,
+    to: impl Fn(f32) -> T,
+) -> [[T; TILE]; W] {
+    // Written as loops: `map` of arrays does not become vector instructions.
+    let mut line = [[T::default(); TILE]; W];
+    for (line, rows) in line.iter_mut().zip(rows) {
+        for (number, sum) in line.iter_mut().zip(&rows[row]) {
+            *number = to(*sum);
+        }
+    }
+    line
 }
 
 /// Writes the first `count` of some numbers.
