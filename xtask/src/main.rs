@@ -4,12 +4,14 @@
 mod bench;
 mod bisect;
 mod clients;
+mod compare;
 mod docs;
 mod emulate;
 mod error;
 mod fixtures;
 mod gpu_archive;
 mod kernels;
+mod python;
 mod runner;
 mod server;
 mod soak;
@@ -39,6 +41,9 @@ enum Task {
     Bisect(bisect::Options),
     /// Run the official `openai` package for Python against the server (needs Python, and the package or a way to install it)
     Clients,
+    /// Measure the CPU device against llama.cpp and against transformers on PyTorch, in turns on this machine (needs Python and
+    /// a C++ compiler, and the packages or a way to install them)
+    Compare(compare::Options),
     /// Write the documentation that is generated from the code, or check that it is current
     Docs(docs::Options),
     /// Run a program on the CUDA emulator, which takes the place of a GPU and its driver: `cargo xtask emulate -- COMMAND`
@@ -63,6 +68,7 @@ fn main() -> ExitCode {
         Task::Bench(options) => bench::run(&options),
         Task::Bisect(options) => bisect::run(&options),
         Task::Clients => clients::run(),
+        Task::Compare(options) => compare::run(&options),
         Task::Docs(options) => docs::run(&options),
         Task::Emulate(options) => emulate::run(&options),
         Task::Fixtures(options) => fixtures::run(&options),

@@ -85,6 +85,7 @@ impl Answer {
 pub(crate) struct Collected {
     completion: Completion,
     first: Option<Instant>,
+    last: Option<Instant>,
 }
 
 impl Collected {
@@ -103,8 +104,9 @@ impl Collected {
             queued: Duration::ZERO,
             prefill: Duration::ZERO,
             decode: Duration::ZERO,
+            inter_token: Vec::new(),
         };
-        Collected { completion, first: None }
+        Collected { completion, first: None, last: None }
     }
 
     /// Adds the next part.
@@ -124,6 +126,7 @@ impl Collected {
         }
         let now = Instant::now();
         completion.decode = now - *self.first.get_or_insert(now);
+        completion.inter_token.extend(self.last.replace(now).map(|last| now - last));
     }
 
     /// The answer as far as it came.

@@ -77,6 +77,8 @@ pub struct Completion {
     pub prefill: Duration,
     /// From the first token to the last.
     pub decode: Duration,
+    /// From each token to the next: one fewer than there are tokens.
+    pub inter_token: Vec<Duration>,
 }
 
 /// The next part of an answer that is streamed.

@@ -18,7 +18,7 @@ const NOT_MEASURED: Summary = Summary { median: 0.0, minimum: 0.0, maximum: 0.0 
 
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Machine {
+pub(crate) struct Machine {
     processor: String,
     threads: usize,
     instruction_set: String,
@@ -45,7 +45,7 @@ impl Machine {
     ///
     /// # Errors
     /// If the memory or the threads for the measurement can't be had.
-    pub(super) fn describe() -> Result<Self, TaskError> {
+    pub(crate) fn describe() -> Result<Self, TaskError> {
         let mut machine = Machine::describe_only();
         machine.measure_ceilings()?;
         Ok(machine)
@@ -75,7 +75,7 @@ impl Machine {
     ///
     /// # Errors
     /// If the memory or the threads can't be had.
-    pub(super) fn measure_ceilings(&mut self) -> Result<(), TaskError> {
+    pub(crate) fn measure_ceilings(&mut self) -> Result<(), TaskError> {
         let message = |error: &dyn fmt::Display| TaskError::Message(format!("measuring the machine: {error}"));
         let team = Team::new(self.threads).map_err(|error| message(&error))?;
         let mut probe = BandwidthProbe::new(&team, PROBE_BYTES).map_err(|error| message(&error))?;

@@ -7,7 +7,7 @@
 mod agreement;
 mod break_even;
 mod levels;
-mod machine;
+pub(crate) mod machine;
 mod measurement;
 pub(crate) mod page_cache;
 mod passes;
@@ -19,7 +19,7 @@ mod sample;
 mod serving;
 pub(crate) mod statistics;
 mod table;
-mod versus;
+pub(crate) mod versus;
 mod work;
 
 use std::fs;
@@ -317,7 +317,7 @@ fn serve(options: &Options, model: &Path) -> Result<(), TaskError> {
 }
 
 /// Builds the program and gives its path.
-fn build(target: &Path, optimized: bool) -> Result<PathBuf, TaskError> {
+pub(crate) fn build(target: &Path, optimized: bool) -> Result<PathBuf, TaskError> {
     let release: &[&str] = if optimized { &["--release"] } else { &[] };
     workspace::run("cargo", &[&["build", "--package", "allotrope"], release].concat())?;
     let folder = if optimized { "release" } else { "debug" };

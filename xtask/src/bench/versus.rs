@@ -37,7 +37,7 @@ pub(super) fn build(commit: &str, target: &Path) -> Result<(PathBuf, String), Ta
 }
 
 /// The commit that is checked out, with `changed` if tracked files differ from it; `unknown` outside of a repository.
-pub(super) fn current_commit() -> String {
+pub(crate) fn current_commit() -> String {
     let Ok(name) = git(&["rev-parse", "--short", "HEAD"]) else { return "unknown".into() };
     match git(&["status", "--porcelain", "--untracked-files=no"]) {
         Ok(changes) if changes.is_empty() => name,

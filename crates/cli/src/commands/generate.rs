@@ -1,6 +1,6 @@
 //! `allotrope generate`: one prompt, streamed, or a file of prompts, several at a time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use allotrope_config::environment::Environment;
 use allotrope_engine::{Completion, FinishReason, Llm, Prompt, SamplingParams};
@@ -99,6 +99,7 @@ fn print(given: &Given, completion: &Completion, as_json: bool) -> Result<(), Cl
             decode_seconds: completion.decode.as_secs_f64(),
             prefill_tokens_per_second: report::rate(completion.prompt_tokens as u64, completion.prefill),
             decode_tokens_per_second: report::rate(after_first, completion.decode),
+            inter_token_seconds: completion.inter_token.iter().map(Duration::as_secs_f64).collect(),
         },
     })
 }
@@ -124,4 +125,6 @@ struct Timings {
     prefill_tokens_per_second: Option<f64>,
     /// Tokens after the first, over the time after the first.
     decode_tokens_per_second: Option<f64>,
+    /// From each token to the next.
+    inter_token_seconds: Vec<f64>,
 }

@@ -56,6 +56,11 @@ fn json_has_text_tokens_reason_and_times() {
     for time in ["prefill_seconds", "decode_seconds", "prefill_tokens_per_second", "decode_tokens_per_second"] {
         assert!(answer["timings"][time].as_f64().unwrap() > 0.0, "{time}");
     }
+    let between = answer["timings"]["inter_token_seconds"].as_array().unwrap();
+    assert_eq!(between.len(), tokens - 1);
+    let sum: f64 = between.iter().map(|seconds| seconds.as_f64().unwrap()).sum();
+    let decode = answer["timings"]["decode_seconds"].as_f64().unwrap();
+    assert!((sum - decode).abs() <= 1e-6, "{sum} is not {decode}");
     let report: Value = serde_json::from_str(run.stderr.lines().last().unwrap()).unwrap();
     let startup = &report["startup"];
     let phases: f64 =
