@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::isa::Task;
-use crate::memory::{Buffer, Workspace};
+use crate::memory::{Buffer, ScratchBytes, Workspace};
 use crate::simd::Simd;
 use crate::team::Team;
 use crate::testing::{assert_close, decode, encode, poisoned, random, values};
@@ -141,10 +141,11 @@ fn run(isa: Isa, threads: usize, records: bool, contexts: &Contexts, cache: &Cac
     };
     let batch = Batch { tokens: tokens.len(), sequences: contexts.keys.len(), blocks: cache.blocks };
     let mut workspace = Workspace::default();
-    workspace.reserve(threads, attention.scratch_bytes(isa).unwrap()).unwrap();
+    let own = attention.scratch_bytes(isa).unwrap();
+    workspace.reserve(threads, ScratchBytes { own, shared: 0 }).unwrap();
     let scratch = workspace.scratch();
     // SAFETY: all is as large as the batch says, and only this team uses it.
-    let job = |worker: &Worker<'_>| unsafe { attention.run(isa, worker, batch, scratch.part(worker.index())) };
+    let job = |worker: &Worker<'_>| unsafe { attention.run(isa, worker, batch, scratch.part(worker.index()).own) };
     Team::new(threads).unwrap().run(job);
     output
 }

@@ -125,19 +125,27 @@ impl Stored {
         self.keys
     }
 
-    /// The keys in single precision, widened to the room unless they are stored so.
+    /// The keys in single precision, widened to the room unless they are stored so. Asks for those of `next`.
     ///
     /// # Safety
     /// The cache must be readable, the room as large as its fields say, the path's features present.
     #[inline(always)]
-    pub(super) unsafe fn widened_keys<S: Simd>(&self, cache: &CacheView, seen: usize, room: &Room) -> Keys {
+    pub(super) unsafe fn widened_keys<S: Simd>(
+        &self,
+        cache: &CacheView,
+        seen: usize,
+        room: &Room,
+        next: Option<Keys>,
+    ) -> Keys {
         if cache.element == ElementType::F32 {
             return self.keys;
         }
+        let next = next.unwrap_or(self.keys);
         // SAFETY: a group has a vector for each word; the room has rows for `head_dim` elements.
         unsafe {
             for word in 0..cache.key_words() {
                 for group in 0..seen.div_ceil(LANES) {
+                    S::prefetch(next.groups[group].wrapping_add(word * next.stride));
                     let from = self.keys.groups[group].add(word * self.keys.stride);
                     let [even, odd] = load_pairs::<S>(cache.element, from);
                     let to = room.keys.add(2 * word * TILE + group * LANES);

@@ -365,8 +365,11 @@ impl Group<'_> {
                 };
                 next = if begin + TILE < most { find(begin + TILE) } else { None };
                 stored.widen_values::<S>(cache, seen, &room, next.as_ref());
-                let keys = if PAIRS { stored.keys() } else { stored.widened_keys::<S>(cache, seen, &room) };
-                let ahead = next.filter(|_| PAIRS).map(|next| next.keys());
+                let next_keys = next.map(|next| next.keys());
+                let (keys, ahead) = match PAIRS {
+                    true => (stored.keys(), next_keys),
+                    false => (stored.widened_keys::<S>(cache, seen, &room, next_keys), None),
+                };
                 self.tile::<S, PAIRS>(begin, keys, ahead, room.values, rows);
             }
         }
