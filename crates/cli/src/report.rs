@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use allotrope_engine::Llm;
+use allotrope_engine::{Llm, TuningReport};
 use serde_json::{Value, json};
 
 /// Tokens per second; `None` where nothing was measured.
@@ -26,7 +26,18 @@ fn text_of(llm: &Llm) -> String {
         let speed = rate(tokens, time).map_or_else(String::new, |rate| format!(", {rate:.1} tokens/s"));
         format!("{name:<9}{tokens} tokens in {:.1} ms{speed}", time.as_secs_f64() * 1e3)
     };
-    let mut text = format!("\nstartup\n{}\ndevice   {}\n", llm.startup(), llm.device_name());
+    let mut text = format!("\nstartup\n{}\n", llm.startup());
+    if let Some(time) = statistics.time_to_first_token {
+        text.push_str(&format!("  {:<28}{:>10.1} ms\n", "first token", time.as_secs_f64() * 1e3));
+    }
+    text.push_str(&format!("device   {}\n", llm.device_name()));
+    if let Some(tuning) = statistics.tuning {
+        let TuningReport { cached, searched, left, time } = tuning;
+        let milliseconds = time.as_secs_f64() * 1e3;
+        text.push_str(&format!(
+            "tuning   {cached} kernels known, {searched} searched in {milliseconds:.1} ms, {left} left\n"
+        ));
+    }
     text.push_str(&line("prefill", throughput.prefill_tokens, throughput.prefill_time));
     text.push('\n');
     if throughput.decode_tokens > 0 {
@@ -59,6 +70,7 @@ fn json_of(llm: &Llm) -> Value {
             "phases": phases,
             "unclaimed_seconds": startup.unclaimed().as_secs_f64(),
             "ready_seconds": startup.total.as_secs_f64(),
+            "first_token_seconds": statistics.time_to_first_token.map(|time| time.as_secs_f64()),
         },
         "prefill": speed(throughput.prefill_tokens, throughput.prefill_time),
         "decode": speed(throughput.decode_tokens, throughput.decode_time),
@@ -74,6 +86,12 @@ fn json_of(llm: &Llm) -> Value {
         "late_captures": statistics.late_captures,
         "capture_memory_bytes": statistics.capture_memory,
         "dispatch": dispatch,
+        "tuning": statistics.tuning.map(|tuning| json!({
+            "cached": tuning.cached,
+            "searched": tuning.searched,
+            "left": tuning.left,
+            "seconds": tuning.time.as_secs_f64(),
+        })),
         "arena_bytes": statistics.arena_bytes,
         "weight_bytes_per_step": statistics.weight_bytes_per_step,
         "kv_cache_tokens": statistics.kv_cache_tokens,

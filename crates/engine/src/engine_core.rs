@@ -136,6 +136,8 @@ pub(crate) struct EngineCore<D: Device> {
     block_size: usize,
     next_id: u64,
     throughput: Throughput,
+    /// When the first token of all was there.
+    first_token: Option<Instant>,
 }
 
 impl<D: Device> EngineCore<D> {
@@ -152,6 +154,7 @@ impl<D: Device> EngineCore<D> {
             block_size: options.cache.block_size,
             next_id: 0,
             throughput: Throughput::default(),
+            first_token: None,
             executor,
         }
     }
@@ -168,6 +171,11 @@ impl<D: Device> EngineCore<D> {
             prefix_cache_hits: counts.cache_hits,
             ..self.throughput
         }
+    }
+
+    /// When the first token of all was there; `None` before.
+    pub(crate) fn first_token(&self) -> Option<Instant> {
+        self.first_token
     }
 
     /// Sequences that hold blocks.
@@ -238,6 +246,9 @@ impl<D: Device> EngineCore<D> {
             }
         };
         let sampled = Instant::now();
+        if self.first_token.is_none() && !produced.is_empty() {
+            self.first_token = Some(sampled);
+        }
         let produced = self.keep_books(produced)?;
         self.throughput.scheduler_time += scheduled + sampled.elapsed();
         self.account(&step, decode_only, started.elapsed());

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use allotrope_config::Settings;
 use allotrope_model::{Checkpoint, ModelError};
 use allotrope_runtime::{
-    DeviceError, DispatchCounts, Executor, ExecutorError, StartupLedger, StartupReport, WeightUpload,
+    DeviceError, DispatchCounts, Executor, ExecutorError, StartupLedger, StartupReport, TuningReport, WeightUpload,
 };
 
 use crate::async_llm::ModelInfo;
@@ -27,6 +28,7 @@ pub(crate) struct Loaded {
     weight_bytes: u64,
     kv_bytes_per_token: usize,
     pub(crate) startup: StartupReport,
+    started: Instant,
 }
 
 impl Loaded {
@@ -66,6 +68,7 @@ impl Loaded {
             device_name: parts.device_name,
             weight_bytes,
             kv_bytes_per_token,
+            started: ledger.started(),
             startup: ledger.finish(),
         })
     }
@@ -92,11 +95,13 @@ impl Loaded {
         let executor = self.core.executor();
         Statistics {
             throughput: self.core.throughput(),
+            time_to_first_token: self.core.first_token().map(|first| first.duration_since(self.started)),
             recordings: executor.recordings(),
             failed_captures: executor.failed_captures(),
             late_captures: executor.late_captures(),
             capture_memory: executor.capture_memory(),
             weight_upload: executor.weight_upload(),
+            tuning: executor.tuning(),
             dispatch: executor.dispatch_counts().clone(),
             arena_bytes: executor.memory().bytes,
             weight_bytes_per_step: self.weight_bytes,
@@ -135,6 +140,8 @@ fn join(thread: JoinHandle<Result<TextFiles, ModelError>>, folder: &Path) -> Res
 pub struct Statistics {
     /// Tokens, times and launches by the kind of step.
     pub throughput: Throughput,
+    /// From the start of the program to the first token of all, the wait for the first request included; `None` before it.
+    pub time_to_first_token: Option<Duration>,
     /// Recordings that exist.
     pub recordings: usize,
     /// Recordings that could not be made, and that steps run without.
@@ -145,6 +152,8 @@ pub struct Statistics {
     pub capture_memory: Option<u64>,
     /// What copying the weights to the device came to; `None` for a device that uses them where they are.
     pub weight_upload: Option<WeightUpload>,
+    /// What tuning kernels came to; `None` where they were not tuned.
+    pub tuning: Option<TuningReport>,
     /// How steps ran, with reasons.
     pub dispatch: DispatchCounts,
     /// Bytes of the arena that activations share.

@@ -43,6 +43,14 @@ impl WeightSource for Checkpoint {
         }
     }
 
+    fn will_need(&self, name: &str) {
+        if let Stored::Files(files) = &self.weights
+            && let Ok(tensor) = files.tensor(name)
+        {
+            tensor.will_need();
+        }
+    }
+
     fn release(&self, name: &str) {
         match &self.weights {
             Stored::Files(files) => {

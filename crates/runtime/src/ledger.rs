@@ -59,6 +59,11 @@ impl StartupLedger {
         StartupLedger { observer, ..self }
     }
 
+    /// The moment from which it counts.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Runs `work` as a phase. A name that was used before adds to its line.
     pub fn phase<T>(&mut self, name: &str, work: impl FnOnce() -> T) -> T {
         if let Some(PhaseObserver(observe)) = &self.observer {

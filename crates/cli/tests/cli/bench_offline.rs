@@ -82,7 +82,7 @@ fn startup_is_measured_level_by_level() {
     for level in ["O0", "O2"] {
         let level = &result["levels"][level];
         for (kind, starts) in [("cold", 2), ("warm", 1)] {
-            for what in ["startup", "compilation", "process"] {
+            for what in ["startup", "compilation", "first_token", "process"] {
                 assert_eq!(level[format!("{kind}_{what}_times")].as_array().unwrap().len(), starts);
                 assert!(level[format!("avg_{kind}_{what}_time")].as_f64().unwrap() > 0.0, "{level}");
                 assert!(level[format!("{kind}_{what}_percentiles")]["99"].is_number());

@@ -84,6 +84,8 @@ struct Start {
     /// Until the model was ready.
     ready: f64,
     compiling: f64,
+    /// Until the first token was there.
+    first_token: f64,
     /// From the start of the process to its end, with one token.
     process: f64,
 }
@@ -174,6 +176,7 @@ struct Report {
 struct Startup {
     phases: Vec<Phase>,
     ready_seconds: f64,
+    first_token_seconds: f64,
 }
 
 #[derive(Deserialize)]
@@ -190,6 +193,7 @@ fn read_report(line: &str, process: f64) -> Result<Start, serde_json::Error> {
         device: report.device,
         ready: report.startup.ready_seconds,
         compiling: compiling.map(|phase| phase.seconds).sum(),
+        first_token: report.startup.first_token_seconds,
         process,
     })
 }
@@ -214,28 +218,34 @@ impl Level {
 type Time = fn(&Start) -> f64;
 
 /// The times of a start by their names in the result.
-const TIMES: [(&str, Time); 3] =
-    [("startup", |start| start.ready), ("compilation", |start| start.compiling), ("process", |start| start.process)];
+const TIMES: [(&str, Time); 4] = [
+    ("startup", |start| start.ready),
+    ("compilation", |start| start.compiling),
+    ("first_token", |start| start.first_token),
+    ("process", |start| start.process),
+];
 
 fn table(levels: &[Level]) -> String {
     let mut text = format!(
-        "{:<7}{:<6}{:>7}{:>12}{:>12}{:>12}{:>14}{:>12}\n",
-        "level", "start", "starts", "mean s", "p50 s", "p99 s", "compiling s", "process s"
+        "{:<7}{:<6}{:>7}{:>12}{:>12}{:>12}{:>14}{:>16}{:>12}\n",
+        "level", "start", "starts", "mean s", "p50 s", "p99 s", "compiling s", "first token s", "process s"
     );
     for level in levels {
         for (kind, starts) in [("cold", &level.cold), ("warm", &level.warm)] {
             if starts.is_empty() {
                 continue;
             }
-            let [ready, compiling, process] = TIMES.map(|(_, of)| Sample::new(starts.iter().map(of).collect()));
+            let [ready, compiling, first_token, process] =
+                TIMES.map(|(_, of)| Sample::new(starts.iter().map(of).collect()));
             text.push_str(&format!(
-                "{:<7}{kind:<6}{:>7}{:>12.4}{:>12.4}{:>12.4}{:>14.4}{:>12.4}\n",
+                "{:<7}{kind:<6}{:>7}{:>12.4}{:>12.4}{:>12.4}{:>14.4}{:>16.4}{:>12.4}\n",
                 level.name,
                 starts.len(),
                 ready.mean(),
                 ready.percentile(50.0),
                 ready.percentile(99.0),
                 compiling.mean(),
+                first_token.mean(),
                 process.mean()
             ));
         }
@@ -250,7 +260,8 @@ mod tests {
     use super::*;
 
     fn start(ready: f64) -> Start {
-        Start { level: "O1".to_owned(), device: "cpu".to_owned(), ready, compiling: 0.25, process: ready + 1.0 }
+        let (level, device) = ("O1".to_owned(), "cpu".to_owned());
+        Start { level, device, ready, compiling: 0.25, first_token: ready + 0.5, process: ready + 1.0 }
     }
 
     #[test]
@@ -265,6 +276,7 @@ mod tests {
                     { "name": "prepare kernels", "seconds": 0.125 },
                 ],
                 "ready_seconds": 2.0,
+                "first_token_seconds": 2.5,
             },
         });
         assert_eq!(read_report(&report.to_string(), 3.0).unwrap(), start(2.0));
@@ -279,6 +291,7 @@ mod tests {
         assert_eq!(json["cold_startup_times"], json!([2.0, 4.0]));
         assert_eq!(json["cold_startup_percentiles"]["50"], 3.0);
         assert_eq!(json["avg_cold_compilation_time"], 0.25);
+        assert_eq!(json["avg_cold_first_token_time"], 3.5);
         assert_eq!(json["avg_cold_process_time"], 4.0);
         assert_eq!(json["warm_startup_times"], json!([]));
         let table = table(&[level]);
