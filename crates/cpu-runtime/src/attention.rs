@@ -37,6 +37,12 @@ impl CacheView {
         self.head_dim * self.element.bytes()
     }
 
+    /// The addresses of its bytes.
+    pub(crate) fn bytes(&self) -> Range<usize> {
+        let begin = self.begin.addr();
+        begin..begin + self.blocks * 2 * self.kv_heads * self.block_size * self.row_bytes()
+    }
+
     /// Byte offsets of the keys and of the values of a head in a block.
     #[inline(always)]
     fn offsets(&self, block: usize, head: usize) -> (usize, usize) {
@@ -141,6 +147,13 @@ impl Attention {
     #[inline(always)]
     fn sharing(&self) -> usize {
         self.heads / self.cache.kv_heads
+    }
+
+    /// Attention of some of the heads that share the only KV head, for a batch of one token.
+    pub(crate) fn heads_of_one_token(&self, heads: Range<usize>) -> Self {
+        let offset = heads.start * self.cache.row_bytes();
+        let (queries, output) = (self.queries.wrapping_add(offset), self.output.wrapping_add(offset));
+        Self { queries, output, heads: heads.len(), ..*self }
     }
 
     /// Tokens of a unit: as many as give every member several units, and fit the scratch.

@@ -7,8 +7,10 @@ pub(crate) mod amx;
 pub(crate) mod tile;
 pub(crate) mod tuning;
 pub(crate) mod unit;
+mod share;
 mod weights;
 
+pub(crate) use share::{Share, run_shares};
 pub(crate) use tuning::Tuning;
 pub(crate) use weights::RawWeights;
 pub(crate) use weights::TILE_COLUMNS;

@@ -94,7 +94,7 @@ fn pieces<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, quantiz
     let count = runner.kernels.len();
     let first = random.random_range(1..count / 2);
     let second = random.random_range(first + 1..count);
-    let mut recorder = runner.device.recorder().unwrap();
+    let mut recorder = runner.device.recorder(false).unwrap();
     let limits = runner.limits;
     let mut record = |kernels: &[_]| recorder.record(kernels, &limits).unwrap();
     let (before, after) = (record(&runner.kernels[..first]), record(&runner.kernels[second..]));
@@ -168,7 +168,7 @@ fn replaced_memory<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng
         let mut runner = suite.runner(&graph, &weights, Setup { record: true, ..Setup::default() });
         let valid = if memory { &weights } else { &others };
         let expected = suite.run(&graph, valid, Setup::default(), std::slice::from_ref(&inputs)).remove(0);
-        let mut recorder = runner.device.recorder().unwrap();
+        let mut recorder = runner.device.recorder(false).unwrap();
         let recording = recorder.record(&runner.kernels, &sizes).unwrap();
         runner.device.write_inputs(&inputs).unwrap();
         runner.device.replay(&recording, &sizes).unwrap();
@@ -199,7 +199,7 @@ fn replaced_memory<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng
         }
         let groups = 0..graph.groups().len();
         runner.kernels = groups.map(|group| runner.device.prepare(&graph, group).unwrap()).collect();
-        let recording = runner.device.recorder().unwrap().record(&runner.kernels, &sizes).unwrap();
+        let recording = runner.device.recorder(false).unwrap().record(&runner.kernels, &sizes).unwrap();
         runner.device.replay(&recording, &sizes).unwrap();
         let found = runner.read(&sizes);
         suite.same(&found, &expected, || format!("a new recording after other memory={memory}"));
@@ -216,7 +216,7 @@ fn other_memory<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng) {
     let sizes = inputs.sizes();
     let mut one = suite.runner(&graph, &weights, Setup::default());
     let mut other = suite.runner(&graph, &weights, Setup::default());
-    let mut recorder = one.device.recorder().unwrap();
+    let mut recorder = one.device.recorder(false).unwrap();
     assert!(recorder.record(&other.kernels, &sizes).is_err(), "kernels of another device were recorded");
     let too_many = Sizes { tokens: one.limits.tokens + 1, ..sizes };
     assert!(recorder.record(&one.kernels, &too_many).is_err(), "a recording beyond the limits");
@@ -240,7 +240,7 @@ fn on_another_thread<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8R
     let expected = suite.run(&graph, &weights, Setup::default(), &steps);
     let mut runner = suite.runner(&graph, &weights, Setup::default());
     runner.device.warm_up(&runner.kernels).unwrap();
-    let mut recorder = runner.device.recorder().unwrap();
+    let mut recorder = runner.device.recorder(false).unwrap();
     let (kernels, limits) = (runner.kernels.clone(), runner.limits);
     let count = suite.effort.pick(3, 12);
     let thread = std::thread::spawn(move || {
