@@ -37,10 +37,10 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use meeting::{Call, Meetings};
 
-/// Runs `check` in every order of two preemptions at most, which finds what more would (Musuvathi and Qadeer, 2007).
-fn model(check: impl Fn() + Sync + Send + 'static) {
+/// Runs `check` in every order of a few preemptions, which finds nearly all that more would (Musuvathi and Qadeer, 2007).
+fn model(preemptions: usize, check: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(2);
+    builder.preemption_bound = Some(preemptions);
     builder.check(check);
 }
 
@@ -68,17 +68,21 @@ impl Cells {
     }
 }
 
-fn barriers(members: usize, rounds: u32) {
-    model(move || {
-        let shared = Arc::new((Meetings::new(members), Cells::new(members)));
-        let part = move |index: usize, (meetings, cells): &(Meetings, Cells)| {
-            for round in 1..=rounds {
-                cells.set(index, round);
-                assert!(meetings.meet(index, members, round * 2 - 1, false).is_some());
-                assert!(cells.all_are(round));
-                assert!(meetings.meet(index, members, round * 2, false).is_some());
+/// Members write and meet, as often as `meetings`, in groups where they are more than `flat`.
+fn meet(preemptions: usize, members: usize, flat: usize, meetings: u32) {
+    model(preemptions, move || {
+        let shared = Arc::new((Meetings::new(members, flat), Cells::new(members)));
+        let part = move |index: usize, (all, cells): &(Meetings, Cells)| {
+            cells.set(index, 1);
+            for meeting in 1..=meetings {
+                assert!(all.meet(index, members, meeting, false).is_some());
+                // Every second phase reads, every other writes.
+                match meeting % 2 {
+                    1 => assert!(cells.all_are(meeting.div_ceil(2))),
+                    _ => cells.set(index, meeting / 2 + 1),
+                }
             }
-            meetings.finish(index, members, 1, false);
+            all.finish(index, members, 1, false);
         };
         for index in 1..members {
             let shared = Arc::clone(&shared);
@@ -92,18 +96,23 @@ fn barriers(members: usize, rounds: u32) {
 
 #[test]
 fn what_members_write_before_a_barrier_is_there_after_it() {
-    barriers(2, 2);
+    meet(2, 2, 8, 3);
 }
 
 #[test]
-fn three_members_meet() {
-    barriers(3, 1);
+fn three_members_meet_each_other() {
+    meet(1, 3, 8, 1);
+}
+
+#[test]
+fn members_of_a_group_meet_through_the_first_of_it() {
+    meet(1, 3, 2, 1);
 }
 
 #[test]
 fn who_is_called_finds_the_work_and_the_caller_the_result() {
-    model(|| {
-        let shared = Arc::new((Call::new(), Meetings::new(2), Cells::new(1)));
+    model(2, || {
+        let shared = Arc::new((Call::new(), Meetings::new(2, 8), Cells::new(1)));
         let worker = {
             let shared = Arc::clone(&shared);
             loom::thread::spawn(move || {
@@ -129,8 +138,8 @@ fn who_is_called_finds_the_work_and_the_caller_the_result() {
 
 #[test]
 fn nobody_waits_for_a_member_that_has_given_up() {
-    model(|| {
-        let meetings = Arc::new(Meetings::new(2));
+    model(2, || {
+        let meetings = Arc::new(Meetings::new(2, 8));
         let worker = {
             let meetings = Arc::clone(&meetings);
             loom::thread::spawn(move || {

@@ -5,10 +5,6 @@
 
 use super::sync::{AtomicBool, AtomicU32, Condvar, Moment, Mutex, Ordering, fence, lock, poll};
 
-/// Up to so many members each waits for every other. In larger teams, members of a group of so many wait for the first
-/// of them, and the first ones for each other.
-pub(super) const FLAT: usize = 8;
-
 /// A counter on a cache line of its own (two, since processors fetch lines in pairs).
 #[repr(align(128))]
 struct Counter(AtomicU32);
@@ -102,22 +98,25 @@ struct Seat {
 /// The meetings of a team's members, numbered from 1.
 pub(super) struct Meetings {
     seats: Box<[Seat]>,
+    /// Up to so many members each waits for every other. In larger teams, members of a group of so many wait for the
+    /// first of them, and the first ones for each other.
+    flat: usize,
     bed: Bed,
     /// Set when a member will come to no meeting any more.
     abandoned: AtomicBool,
 }
 
 impl Meetings {
-    /// Meetings of at most `members` members.
-    pub(super) fn new(members: usize) -> Self {
+    /// Meetings of at most `members` members, each of which waits for every other where they are at most `flat`.
+    pub(super) fn new(members: usize, flat: usize) -> Self {
         let seat = |_| Seat { arrived: Counter::new(), released: Counter::new(), finished: Counter::new() };
-        Self { seats: (0..members).map(seat).collect(), bed: Bed::new(), abandoned: AtomicBool::new(false) }
+        Self { seats: (0..members).map(seat).collect(), flat, bed: Bed::new(), abandoned: AtomicBool::new(false) }
     }
 
     /// Comes to meeting `number`, and waits for the others of `count` members. What any of them wrote before is visible
     /// to all after it. The nanoseconds that this member has slept, or `None` if the meeting was abandoned.
     pub(super) fn meet(&self, index: usize, count: usize, number: u32, spins: bool) -> Option<u64> {
-        let group = if count <= FLAT { 1 } else { FLAT };
+        let group = if count <= self.flat { 1 } else { self.flat };
         let first = index - index % group;
         let mut slept = 0;
         let mut wait = |counter: &Counter| slept += self.wait(counter, number, spins);
@@ -145,7 +144,7 @@ impl Meetings {
 
     /// Finishes dispatch `number`. For member 0, all are done when it returns.
     pub(super) fn finish(&self, index: usize, count: usize, number: u32, spins: bool) -> u64 {
-        let group = if count <= FLAT { 1 } else { FLAT };
+        let group = if count <= self.flat { 1 } else { self.flat };
         let mut slept = 0;
         let mut wait = |member: usize| slept += self.wait_finished(&self.seats[member].finished, number, spins);
         if index.is_multiple_of(group) {

@@ -27,6 +27,9 @@ use sync::{Moment, lock};
 /// The most threads a team may have; larger requests are an error of [`Team::new`].
 pub const MAX_THREADS: usize = 1024;
 
+/// Up to so many members each waits for every other at a barrier.
+const FLAT: usize = 8;
+
 /// Why a [`Team`] could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum TeamError {
@@ -154,7 +157,7 @@ impl Team {
             // Spinning for a member that can't be running at the same time only delays it.
             spins: threads <= available_threads(),
             seats: (1..threads).map(seat).collect(),
-            meetings: Meetings::new(threads),
+            meetings: Meetings::new(threads, FLAT),
             brief: Brief {
                 dispatch: AtomicU32::new(0),
                 present: AtomicUsize::new(threads),
