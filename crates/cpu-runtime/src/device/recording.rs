@@ -7,7 +7,7 @@ use super::phase::{Phase, Work};
 use crate::attention::{Attention, Batch};
 use crate::isa::Isa;
 use crate::linear::{self, Job, Share};
-use crate::memory::{AllocationError, Buffer};
+use crate::memory::{self, AllocationError, Buffer};
 use crate::row::RowProgram;
 use crate::team::{Sharing, Worker};
 use allotrope_graph::{Dim, Sizes};
@@ -122,15 +122,15 @@ impl Part {
     ///
     /// # Safety
     /// As [`Phase::run`]; members must run the parts of a recording in order, with the barriers that they ask for.
-    pub(super) unsafe fn run(&self, isa: Isa, worker: &Worker<'_>, sizes: &Sizes, scratch: &mut [u8]) {
+    pub(super) unsafe fn run(&self, isa: Isa, worker: &Worker<'_>, sizes: &Sizes, mut scratch: memory::Part<'_>) {
         let (rows, member) = (sizes.of(self.rows), worker.index());
         // SAFETY: forwarded. Where every member does all rows, each does so in memory of its own, but for the first one.
         unsafe {
             match &self.work {
-                PartWork::Rows(program) => program.run(isa, worker, rows, scratch),
+                PartWork::Rows(program) => program.run(isa, worker, rows, scratch.own),
                 PartWork::EveryRow(programs) => {
                     if let Some(program) = programs.of(member) {
-                        program.run_rows(isa, 0..rows, scratch);
+                        program.run_rows(isa, 0..rows, scratch.own);
                     }
                 }
                 PartWork::Linear(jobs) => {
@@ -140,13 +140,13 @@ impl Part {
                 }
                 PartWork::Shares(shares) => {
                     if let Some(shares) = shares.of(member).filter(|_| rows > 0) {
-                        linear::run_shares(shares, worker, scratch);
+                        linear::run_shares(shares, worker, &mut scratch);
                     }
                 }
                 PartWork::Attention(attention) => {
                     let batch = Batch { tokens: rows, sequences: sizes.sequences, blocks: sizes.blocks };
                     if let Some(attention) = attention.of(member) {
-                        attention.run(isa, worker, batch, scratch);
+                        attention.run(isa, worker, batch, scratch.own);
                     }
                 }
                 PartWork::Heads(attention) => {
@@ -154,7 +154,7 @@ impl Part {
                     if let Some(attention) = attention.of(member) {
                         let own = attention.heads_of_one_token(worker.partition(attention.heads));
                         if own.heads > 0 {
-                            worker.with_sharing(Sharing::Alone, || own.run(isa, worker, batch, scratch));
+                            worker.with_sharing(Sharing::Alone, || own.run(isa, worker, batch, scratch.own));
                         }
                     }
                 }
