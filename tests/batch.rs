@@ -56,6 +56,7 @@ impl<D: Device> BatchRunner<D> {
             cache: CacheLayout { blocks: sequences * BLOCKS, block_size: BLOCK_SIZE },
             vocabulary: checkpoint.config().vocab_size,
             repack_weights: *settings.kernel.repack_weights,
+            persistent_decode: *settings.kernel.persistent_decode,
             graph_mode: *settings.compilation.cudagraph_mode,
             explicit_graph_mode: true,
             capture: *settings.compilation.cudagraph_capture,

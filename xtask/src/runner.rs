@@ -33,6 +33,7 @@ pub(crate) fn executor(
         cache: CacheLayout { blocks, block_size: BLOCK_SIZE },
         vocabulary: checkpoint.config().vocab_size,
         repack_weights,
+        persistent_decode: false,
         graph_mode,
         explicit_graph_mode: true,
         capture: GraphCapture::Startup,

@@ -282,14 +282,17 @@ pub(crate) fn kernel_cache_default(resolution: &Resolution<'_>) -> Result<Choice
 }
 
 pub(crate) fn persistent_decode_limit(on: &bool, resolution: &Resolution<'_>) -> Limited<bool> {
-    if !*on || resolution.device().persistent_decode {
+    if !*on {
         return Ok(None);
     }
-    Ok(Some(Lowering {
-        value: false,
-        because: format!("{} cannot run a decode step as one resident program", resolution.device().name),
-        instead: "write kernel.persistent_decode=false, or drop it".to_owned(),
-    }))
+    let instead = "write kernel.persistent_decode=false, or drop it".to_owned();
+    if !resolution.device().persistent_decode {
+        let because = format!("{} cannot run a decode step as one resident program", resolution.device().name);
+        return Ok(Some(Lowering { value: false, because, instead }));
+    }
+    let mode = resolution.settle(&CUDAGRAPH_MODE)?;
+    let instead = "choose another cudagraph_mode, or ".to_owned() + &instead;
+    Ok((mode.value == GraphMode::None).then(|| Lowering { value: false, because: nothing_recorded(&mode), instead }))
 }
 
 pub(crate) fn max_num_seqs_limit(sequences: &usize, resolution: &Resolution<'_>) -> Limited<usize> {

@@ -342,10 +342,10 @@ impl Device for AnyDevice {
         }
     }
 
-    fn recorder(&self) -> Result<AnyRecorder, DeviceError> {
+    fn recorder(&self, persistent_decode: bool) -> Result<AnyRecorder, DeviceError> {
         match self {
-            AnyDevice::Cpu(device) => device.recorder().map(AnyRecorder::Cpu),
-            AnyDevice::Cuda(device) => device.recorder().map(AnyRecorder::Cuda),
+            AnyDevice::Cpu(device) => device.recorder(persistent_decode).map(AnyRecorder::Cpu),
+            AnyDevice::Cuda(device) => device.recorder(persistent_decode).map(AnyRecorder::Cuda),
         }
     }
 

@@ -357,6 +357,7 @@ pub(crate) fn executor_options(plan: &Plan) -> Result<ExecutorOptions, EngineErr
         cache: CacheLayout { blocks, block_size },
         vocabulary: checkpoint.config().vocab_size,
         repack_weights: *settings.kernel.repack_weights,
+        persistent_decode: *settings.kernel.persistent_decode,
         graph_mode: *settings.compilation.cudagraph_mode,
         explicit_graph_mode: settings.compilation.cudagraph_mode.source.is_explicit(),
         capture: *settings.compilation.cudagraph_capture,

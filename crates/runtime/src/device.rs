@@ -251,11 +251,12 @@ pub trait Device {
         Ok(())
     }
 
-    /// What makes recordings of this device's kernels, in the memory that is allocated now.
+    /// What makes recordings of this device's kernels, in the memory that is allocated now. With `persistent_decode`, which only
+    /// a device is asked for whose facts say that it can, decode steps are recorded as one resident program.
     ///
     /// # Errors
     /// If nothing is allocated yet, or the device can't give what recording needs.
-    fn recorder(&self) -> Result<Self::Recorder, DeviceError>;
+    fn recorder(&self, persistent_decode: bool) -> Result<Self::Recorder, DeviceError>;
 
     /// A recording as a Graphviz DOT graph for dumps: its launches, and what waits for what. The same recording always gives the
     /// same text. `None` where there is nothing to show.

@@ -29,6 +29,8 @@ pub struct ExecutorOptions {
     pub vocabulary: usize,
     /// Whether weights are copied into the kernels' own layout.
     pub repack_weights: bool,
+    /// Whether recorded decode steps are resident programs.
+    pub persistent_decode: bool,
     /// What is recorded.
     pub graph_mode: GraphMode,
     /// Whether somebody asked for that mode: then a recording that fails is an error, and else a warning.
@@ -151,7 +153,12 @@ impl<D: Device> Executor<D> {
         let kernels: Arc<[_]> = device.prepare_all(&graph, ledger)?.into();
         let mode = options.graph_mode;
         let plan = CapturePlan::new(&graph, &options.splitting_ops, mode, &options.capture_sizes, options.limits)?;
-        let policy = Policy { mode, explicit: options.explicit_graph_mode, capture: options.capture };
+        let policy = Policy {
+            mode,
+            explicit: options.explicit_graph_mode,
+            capture: options.capture,
+            persistent_decode: options.persistent_decode,
+        };
         let recordings = Recordings::new(&mut device, &plan, Arc::clone(&kernels), policy, ledger)?;
         ledger.phase("wait for weights", || device.finish_loading())?;
         let dispatcher = Dispatcher::new(mode, options.capture_sizes.clone()).with_pieces(plan.has_recorded_pieces());

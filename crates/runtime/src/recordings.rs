@@ -19,6 +19,8 @@ pub(crate) struct Policy {
     /// Whether somebody asked for the mode, so that a failure stops the run.
     pub(crate) explicit: bool,
     pub(crate) capture: GraphCapture,
+    /// Whether decode steps are resident programs.
+    pub(crate) persistent_decode: bool,
 }
 
 /// One recording.
@@ -69,7 +71,7 @@ impl<D: Device> Recordings<D> {
         if jobs.is_empty() {
             return Ok(recordings);
         }
-        let mut recorder = device.recorder()?;
+        let mut recorder = device.recorder(policy.persistent_decode)?;
         if policy.capture == GraphCapture::Lazy {
             recordings.maker = Maker::Lazy { recorder, warm: false };
             return Ok(recordings);

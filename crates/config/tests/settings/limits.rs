@@ -50,6 +50,32 @@ fn explicit_kernel_settings_that_the_device_lacks_are_refused() {
     assert!(on_cpu(&[("kernel.autotune", "false"), ("optimization_level", "3")]).is_ok());
 }
 
+#[test]
+fn a_resident_decode_step_needs_recordings() {
+    let on_capable = |values: &[(&str, &str)]| resolve(&said(values), &model("plain"), &device("capable"));
+    let unrecorded = ("compilation.cudagraph_mode", "NONE");
+    let lowered = on_capable(&[("optimization_level", "3"), unrecorded]).unwrap().kernel.persistent_decode;
+    assert!(!lowered.value);
+    let reason = lowered.reason.unwrap();
+    assert!(
+        reason.contains("nothing is recorded: compilation.cudagraph_mode is NONE (command line --comp"),
+        "{reason}"
+    );
+    let asked = on_capable(&[("kernel.persistent_decode", "true"), unrecorded]);
+    refused(
+        asked,
+        "kernel.persistent_decode",
+        "choose another cudagraph_mode, or write kernel.persistent_decode=false",
+    );
+    // At O0 nothing is recorded unless somebody asks for it.
+    let at_o0 = ("optimization_level", "0");
+    let asked = on_capable(&[("kernel.persistent_decode", "true"), at_o0]);
+    refused(asked, "kernel.persistent_decode", "nothing is recorded");
+    let recorded = ("compilation.cudagraph_mode", "FULL");
+    let asked = on_capable(&[("kernel.persistent_decode", "true"), at_o0, recorded]).unwrap();
+    assert!(asked.kernel.persistent_decode.value);
+}
+
 /// A GPU: memory of its own, and no other layout of weights.
 fn gpu(available_memory: u64) -> DeviceFacts {
     DeviceFacts { available_memory, dedicated_memory: true, repack_weights: false, ..device("capable") }

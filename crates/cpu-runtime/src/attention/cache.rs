@@ -8,6 +8,7 @@
 use crate::element::ElementType;
 use crate::row::math::narrow;
 use crate::simd::{LANES, Simd};
+use std::ops::Range;
 
 /// A layer's paged cache, known by address.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +47,13 @@ impl CacheView {
     ) -> Option<usize> {
         let (keys, values) = Self::runs(element, block_size, head_dim)?;
         keys.checked_add(values)?.checked_mul(kv_heads)?.checked_mul(blocks)
+    }
+
+    /// The addresses of its bytes.
+    pub(crate) fn addresses(&self) -> Range<usize> {
+        let bytes = Self::bytes(self.element, self.blocks, self.block_size, self.kv_heads, self.head_dim);
+        let begin = self.begin.addr();
+        begin..begin.saturating_add(bytes.unwrap_or(usize::MAX))
     }
 
     /// Words of a key.

@@ -23,6 +23,7 @@ use crate::simd::LANES;
 use crate::team::Worker;
 pub(crate) use cache::CacheView;
 use softmax::Merged;
+use std::ops::Range;
 use unit::{Layout, MOST_UNIT_ROWS, MergeUnit, Unit, record_width};
 
 /// Positions of a partition of the context.
@@ -113,6 +114,15 @@ impl Attention {
     #[inline(always)]
     fn sharing(&self) -> usize {
         self.heads / self.cache.kv_heads
+    }
+
+    /// Attention of some of the heads that share the only KV head, for a batch of one token. Its context is not cut into units,
+    /// as others record theirs in the same place.
+    pub(crate) fn heads_of_one_token(&self, heads: Range<usize>) -> Self {
+        let offset = heads.start * self.cache.head_dim * self.element.bytes();
+        let (queries, output) = (self.queries.wrapping_add(offset), self.output.wrapping_add(offset));
+        let records = Records { bytes: 0, ..self.records };
+        Self { queries, output, records, heads: heads.len(), ..*self }
     }
 
     /// Cuts a batch of contexts of at most `seen` positions so that each of `threads` members gets several units, and a

@@ -1,13 +1,12 @@
 //! What the CPU runs for a group, in words: one line for each phase, the same walk that the lowering takes.
 
 use super::CpuTarget;
-use super::phase::{Phase, Work};
+use super::recording::{Part, PartWork};
 use super::schedule::{PhaseKind, PhaseOps, schedule, workspace_values};
 use super::steps::{Step, steps};
 use allotrope_graph::memory::MemoryPlan;
 use allotrope_graph::{Dim, Graph, Op, OpId, OpKind, Sizes, Target, ValueId};
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 /// The phases of a group, or why the CPU can't run it.
 pub(super) fn describe(graph: &Graph, group: usize) -> String {
@@ -32,21 +31,27 @@ pub(super) fn describe(graph: &Graph, group: usize) -> String {
     text
 }
 
-/// The launches of a recording as a graph: one box each, with its phases. They run in order, in one dispatch.
-pub(super) fn recording(kernels: &[Arc<[Phase]>], limits: &Sizes) -> String {
+/// The launches of a recording as a graph: one box each, with its phases. They run in order, in one dispatch; where
+/// members wait for each other, it says so.
+pub(super) fn recording(parts: &[Part], limits: &Sizes) -> String {
     let mut text = format!(
         "digraph recording {{\n  label=\"one dispatch of at most {} tokens and {} rows of logits\";\n  node [shape=box];\n",
         limits.tokens, limits.logit_rows
     );
-    for (launch, phases) in kernels.iter().enumerate() {
+    for phases in parts.chunk_by(|one, next| one.place.0 == next.place.0) {
+        let launch = phases.first().map_or(0, |part| part.place.0);
         let _ = write!(text, "  launch{launch} [label=\"launch {launch}");
-        for (index, phase) in phases.iter().enumerate() {
-            let kind = match phase.work {
-                Work::Rows(_) => "row program",
-                Work::Linear(_) => "projections",
-                Work::Attention(_) => "attention",
+        for part in phases {
+            let kind = match part.work {
+                PartWork::Rows(_) => "row program",
+                PartWork::EveryRow(_) => "row program by every member",
+                PartWork::Linear(_) => "projections",
+                PartWork::Shares(_) => "projections in fixed shares",
+                PartWork::Attention(_) => "attention",
+                PartWork::Heads(_) => "attention, each member its heads,",
             };
-            let _ = write!(text, "\\nphase {index}: {kind} over {} rows", phase.rows);
+            let barrier = if part.barrier { "barrier, " } else { "" };
+            let _ = write!(text, "\\n{barrier}phase {}: {kind} over {} rows", part.place.1, part.rows);
         }
         text.push_str("\"];\n");
         if let Some(before) = launch.checked_sub(1) {

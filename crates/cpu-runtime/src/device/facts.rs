@@ -15,7 +15,7 @@ pub fn facts() -> DeviceFacts {
         dedicated_memory: false,
         repack_weights: true,
         autotune: true,
-        persistent_decode: false,
+        persistent_decode: true,
         kernel_cache: None,
     }
 }

@@ -4,10 +4,13 @@
 mod describe;
 mod facts;
 mod fingerprint;
+mod hazards;
 mod lower;
 mod memory;
 mod operands;
+mod persistent;
 mod phase;
+mod recording;
 mod rows;
 mod schedule;
 mod steps;
@@ -30,6 +33,7 @@ use allotrope_runtime::device::{CacheLayout, Device, DeviceError, Recorder, Tuni
 use lower::Lowering;
 use memory::Memory;
 use phase::{Phase, Work};
+use recording::{Part, Parts};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -70,15 +74,17 @@ pub struct CpuKernel {
 
 /// Kernels that run in one dispatch.
 pub struct CpuRecording {
-    kernels: Vec<Arc<[Phase]>>,
+    parts: Parts,
     limits: Sizes,
     identity: u64,
 }
 
-/// Makes recordings, which is only to keep the kernels together: their phases are resolved already.
+/// Makes recordings: the phases of kernels are resolved already, and it is decided which of them wait for each other.
 pub struct CpuRecorder {
     limits: Sizes,
     identity: u64,
+    threads: usize,
+    persistent_decode: bool,
 }
 
 impl CpuDevice {
@@ -133,17 +139,31 @@ impl CpuDevice {
         }
     }
 
-    /// Runs phases in order in one dispatch.
-    fn dispatch<'a>(&mut self, phases: impl Iterator<Item = &'a Phase> + Clone + Sync, sizes: &Sizes) {
+    /// Runs a kernel's phases, with a barrier between them, in one dispatch.
+    fn run_kernel(&mut self, phases: &[Phase], sizes: &Sizes) {
         let (isa, scratch) = (self.isa, self.workspace.scratch());
         self.team.run(|worker| {
-            for (index, phase) in phases.clone().enumerate() {
+            for (index, phase) in phases.iter().enumerate() {
                 if index > 0 {
                     worker.barrier();
                 }
                 // SAFETY: `check` found that the phases are of this device's memory and the sizes within its limits;
                 // `prepare` reserved the scratch; `&mut self` keeps everybody else away.
                 unsafe { phase.run(isa, worker, sizes, scratch.part(worker.index())) };
+            }
+        });
+    }
+
+    /// Runs the parts of a recording in one dispatch.
+    fn run_parts(&mut self, parts: &[Part], sizes: &Sizes) {
+        let (isa, scratch) = (self.isa, self.workspace.scratch());
+        self.team.run(|worker| {
+            for part in parts {
+                if part.barrier {
+                    worker.barrier();
+                }
+                // SAFETY: as in `run_kernel`; the recording knows where a barrier is needed.
+                unsafe { part.run(isa, worker, sizes, scratch.part(worker.index())) };
             }
         });
     }
@@ -154,8 +174,9 @@ impl Recorder<CpuKernel, CpuRecording> for CpuRecorder {
         for kernel in kernels {
             check((self.identity, kernel.identity), sizes, &self.limits)?;
         }
-        let kernels = kernels.iter().map(|kernel| Arc::clone(&kernel.phases)).collect();
-        Ok(CpuRecording { kernels, limits: *sizes, identity: self.identity })
+        let kernels: Vec<_> = kernels.iter().map(|kernel| Arc::clone(&kernel.phases)).collect();
+        let parts = Parts::new(&kernels, sizes, self.threads, self.persistent_decode).map_err(environment)?;
+        Ok(CpuRecording { parts, limits: *sizes, identity: self.identity })
     }
 }
 
@@ -221,21 +242,22 @@ impl Device for CpuDevice {
 
     fn launch(&mut self, kernel: &CpuKernel, sizes: &Sizes) -> Result<(), DeviceError> {
         check((self.identity, kernel.identity), sizes, self.memory()?.limits())?;
-        self.dispatch(kernel.phases.iter(), sizes);
+        self.run_kernel(&kernel.phases, sizes);
         Ok(())
     }
 
-    fn recorder(&self) -> Result<CpuRecorder, DeviceError> {
-        Ok(CpuRecorder { limits: *self.memory()?.limits(), identity: self.identity })
+    fn recorder(&self, persistent_decode: bool) -> Result<CpuRecorder, DeviceError> {
+        let (limits, threads) = (*self.memory()?.limits(), self.team.threads());
+        Ok(CpuRecorder { limits, identity: self.identity, threads, persistent_decode })
     }
 
     fn recording_text(&self, recording: &CpuRecording) -> Option<String> {
-        Some(describe::recording(&recording.kernels, &recording.limits))
+        Some(describe::recording(&recording.parts.parts, &recording.limits))
     }
 
     fn replay(&mut self, recording: &CpuRecording, sizes: &Sizes) -> Result<(), DeviceError> {
         check((self.identity, recording.identity), sizes, &recording.limits)?;
-        self.dispatch(recording.kernels.iter().flat_map(|phases| phases.iter()), sizes);
+        self.run_parts(&recording.parts.parts, sizes);
         Ok(())
     }
 

@@ -38,6 +38,64 @@ impl LoadedWeights {
             let data = find_weight(&*source, DEVICE, name, tensor)?;
             tensors[index] = Some(in_place(name, &data)?);
         }
+        let repacked = if repack { Some(repack_all(graph, &*source, (isa, team), &mut tensors)?) } else { None };
+        Ok(Self { tensors, _source: source, _repacked: repacked })
+    }
+
+    /// A weight by its value.
+    pub(super) fn get(&self, value: ValueId) -> Option<RawWeights> {
+        self.tensors.get(value.index()).copied().flatten()
+    }
+}
+
+/// A tensor where it is, if there are kernels for its type and shape.
+fn in_place(name: &str, data: &WeightData<'_>) -> Result<RawWeights, DeviceError> {
+    let wrong = |message: String| DeviceError::Weight { name: name.to_owned(), message };
+    let found = || format!("{}{:?}", data.dtype, data.shape);
+    let element = ElementType::from_dtype(data.dtype)
+        .ok_or_else(|| wrong(format!("weights of {} have no kernel; use bf16, f16, f32 or f8e4m3", data.dtype)))?;
+    let (rows, columns) = match *data.shape {
+        [columns] => (1, columns),
+        [rows, columns] => (rows, columns),
+        _ => return Err(wrong(format!("{} has no kernel: weights are vectors or matrices", found()))),
+    };
+    Weights::new(data.bytes, element, WeightLayout::Rows, rows, columns)
+        .map(|weights| weights.raw())
+        .map_err(|error| wrong(format!("{}: {error}", found())))
+}
+
+/// Copies the matrices that are multiplied into one buffer, the largest first: then the pages of the source and of the
+/// copy that are resident together are fewest when the copy is nearly complete.
+fn repack_all(
+    graph: &Graph,
+    source: &dyn WeightSource,
+    (isa, team): (Isa, &Team),
+    tensors: &mut [Option<RawWeights>],
+) -> Result<Buffer, DeviceError> {
+    let mut multiplied: Vec<ValueId> = graph
+        .ops()
+        .iter()
+        .filter(|op| matches!(op.kind, OpKind::Linear { .. }))
+        .filter_map(|op| op.inputs.get(1).copied())
+        .filter(|value| matches!(graph.value(*value).definition, Definition::Weight(_)))
+        .collect();
+    multiplied.sort_unstable();
+    multiplied.dedup();
+    let mut places = Vec::with_capacity(multiplied.len());
+    for value in multiplied {
+        let Some(raw) = tensors.get(value.index()).copied().flatten() else { continue };
+        let height = TileHeight::of(isa, raw.element);
+        let bytes = tiled_bytes(raw.element, height, raw.rows, raw.columns)
+            .map_err(|error| internal(format!("{}: {error}", graph.value(value).name)))?;
+        places.push((value, raw, height, bytes));
+    }
+    places.sort_by_key(|(value, _, _, bytes)| (std::cmp::Reverse(*bytes), *value));
+    let total = places
+        .iter()
+        .try_fold(0usize, |sum, (_, _, _, bytes)| sum.checked_add(bytes.checked_next_multiple_of(ALIGNMENT)?))
+        .ok_or_else(|| internal("the repacked weights do not fit the address space".to_owned()))?;
+    let mut buffer = Buffer::new(total).map_err(super::environment)?;
+    let mut offset = 0;
     for (index, &(value, raw, height, bytes)) in places.iter().enumerate() {
         let Definition::Weight(name) = &graph.value(value).definition else { continue };
         // One is fetched while the one before it is repacked, and no more, so that none is dropped again for want of memory.

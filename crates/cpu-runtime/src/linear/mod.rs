@@ -4,11 +4,13 @@
 //! layouts, so the bits of `y[m, n]` depend on row m of x, row n of w and the path alone.
 
 pub(crate) mod amx;
+mod share;
 pub(crate) mod tile;
 pub(crate) mod tuning;
 pub(crate) mod unit;
 mod weights;
 
+pub(crate) use share::{Share, run_shares};
 pub(crate) use tuning::Tuning;
 pub(crate) use weights::RawWeights;
 pub(crate) use weights::TILE_COLUMNS;

@@ -129,6 +129,8 @@ pub(crate) struct RowProgram {
     instructions: Vec<Instruction>,
     /// Numbers of scratch.
     scratch: usize,
+    /// Begin and length of what registers have after the end of a row.
+    padding: Vec<(usize, usize)>,
 }
 
 // SAFETY: a program is addresses and numbers; its use across threads is governed by the contract of `run`.
@@ -142,6 +144,9 @@ impl RowProgram {
         let offset = self.scratch;
         self.scratch = width.checked_next_multiple_of(LANES)?.checked_add(offset)?;
         self.scratch_bytes().checked_mul(2)?;
+        if self.scratch > offset + width {
+            self.padding.push((offset + width, self.scratch - offset - width));
+        }
         Some(Register { offset, width })
     }
 
@@ -172,11 +177,30 @@ impl RowProgram {
     /// that the program reads or writes. `scratch` must have `scratch_bytes` bytes and be aligned to a number. Registers
     /// must be of this program.
     pub(crate) unsafe fn run(&self, isa: Isa, worker: &Worker<'_>, rows: usize, scratch: &mut [u8]) {
-        let share = worker.partition(rows);
-        if !share.is_empty() {
+        // SAFETY: forwarded.
+        unsafe { self.run_rows(isa, worker.partition(rows), scratch) };
+    }
+
+    /// Does some rows.
+    ///
+    /// # Safety
+    /// As [`RowProgram::run`], where "nobody else" is whoever runs no other rows of it.
+    pub(crate) unsafe fn run_rows(&self, isa: Isa, rows: Range<usize>, scratch: &mut [u8]) {
+        if !rows.is_empty() {
             debug_assert!(scratch.len() >= self.scratch_bytes());
-            isa.dispatch(RunRows { program: self, rows: share, scratch: scratch.as_mut_ptr().cast() });
+            isa.dispatch(RunRows { program: self, rows, scratch: scratch.as_mut_ptr().cast() });
         }
+    }
+
+    /// The instructions.
+    pub(crate) fn instructions(&self) -> &[Instruction] {
+        &self.instructions
+    }
+
+    /// The program with other instructions over the same registers.
+    pub(crate) fn with_instructions(&self, instructions: Vec<Instruction>) -> Self {
+        let Self { constants, scratch, padding, .. } = self;
+        Self { constants: constants.clone(), instructions, scratch: *scratch, padding: padding.clone() }
     }
 }
 
@@ -195,7 +219,9 @@ impl Task for RunRows<'_> {
         unsafe {
             // Lanes after a row's end are computed with and never looked at; zeros are as fast there as any number,
             // which what another program left there might not be.
-            std::ptr::write_bytes(self.scratch, 0, self.program.scratch);
+            for &(begin, len) in &self.program.padding {
+                std::ptr::write_bytes(self.scratch.add(begin), 0, len);
+            }
             for (register, vector) in &self.program.constants {
                 widen::<S>(vector.element, vector.begin, scratch.row_mut(*register));
             }

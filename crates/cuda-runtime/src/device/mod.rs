@@ -268,7 +268,7 @@ impl Device for CudaDevice {
         Ok(self.stream.synchronize()?)
     }
 
-    fn recorder(&self) -> Result<CudaRecorder, DeviceError> {
+    fn recorder(&self, _persistent_decode: bool) -> Result<CudaRecorder, DeviceError> {
         let memory = self.memory()?;
         let mut keep = memory.buffers();
         keep.extend(self.weights.iter().map(|weights| Arc::clone(weights) as Keep));

@@ -164,7 +164,6 @@ fn make<'a>(tensors: impl Iterator<Item = (&'a DummyTensor, &'a OnceLock<Mmap>)>
         }
         work();
     });
-    drop(parts);
     for (_, place, map) in made {
         // Another thread may have made the same; one of the two stays.
         let _ = place.set(map.make_read_only()?);

@@ -28,7 +28,7 @@ fn out_of_order<S: Subject>(suite: &Suite<'_, S>, random: &mut ChaCha8Rng) {
     let inputs = plain_batch(random, 2);
     let mut device = suite.subject.open(0);
     assert!(device.prepare(&graph, 0).is_err(), "a kernel before weights");
-    assert!(device.recorder().is_err(), "a recorder before memory");
+    assert!(device.recorder(false).is_err(), "a recorder before memory");
     assert!(device.write_inputs(&inputs).is_err(), "inputs before memory");
     assert!(device.read_output(graph.outputs()[0], &inputs.sizes()).is_err(), "an output before memory");
     assert!(device.read_rows(graph.outputs()[0], &inputs.sizes(), 0..1).is_err(), "rows of an output before memory");
@@ -52,7 +52,7 @@ fn beyond<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng) {
     let mut large = sizes;
     large.tokens = 1 << 20;
     assert!(runner.device.launch(&kernel, &large).is_err(), "a launch beyond the limits");
-    let recording = runner.device.recorder().unwrap().record(std::slice::from_ref(&kernel), &sizes).unwrap();
+    let recording = runner.device.recorder(false).unwrap().record(std::slice::from_ref(&kernel), &sizes).unwrap();
     large.tokens = sizes.tokens + 1;
     assert!(runner.device.replay(&recording, &large).is_err(), "a replay beyond the recording");
     let mut long = plain_batch(random, 2);

@@ -28,6 +28,7 @@ pub fn recordings<S: Subject>(subject: &S, random: &mut ChaCha8Rng) -> Report {
         for _ in 0..suite.effort.pick(1, 6) {
             replays(&mut suite, random, quantized);
             pieces(&mut suite, random, quantized);
+            single_tokens(&mut suite, random, quantized);
         }
     }
     rows_beyond(&mut suite, random);
@@ -94,7 +95,7 @@ fn pieces<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, quantiz
     let count = runner.kernels.len();
     let first = random.random_range(1..count / 2);
     let second = random.random_range(first + 1..count);
-    let mut recorder = runner.device.recorder().unwrap();
+    let mut recorder = runner.device.recorder(false).unwrap();
     let limits = runner.limits;
     let mut record = |kernels: &[_]| recorder.record(kernels, &limits).unwrap();
     let (before, after) = (record(&runner.kernels[..first]), record(&runner.kernels[second..]));
@@ -111,6 +112,47 @@ fn pieces<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, quantiz
     }
     suite.report.steps += steps.len();
     suite.report.recordings += 2;
+}
+
+/// Decode steps of one token, recorded at that size as resident programs where a device can: the whole step, and in two parts
+/// whose first leaves behind what the second reads.
+fn single_tokens<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, quantized: bool) {
+    let sizes = DecoderSizes { layers: 2, kv_heads: random.random_range(1..3), ..SIZES };
+    let graph = decoder(sizes, DType::Bf16, quantized);
+    let weights = Weights::random(random, &graph);
+    let lengths = [SLOTS].into_iter().chain([1; 5]);
+    let steps: Vec<_> = lengths.map(|tokens| any_slots(random, tokens)).collect();
+    let expected = suite.run(&graph, &weights, Setup::default(), &steps);
+    let fused = compiled(&graph, suite.device.target(), |_| true);
+    for (graph, variant) in
+        [&graph, &fused].into_iter().flat_map(|g| (0..suite.subject.variants()).map(move |v| (g, v)))
+    {
+        let repack = suite.subject.layouts()[variant % suite.subject.layouts().len()];
+        let mut runner = suite.runner(graph, &weights, Setup { variant, repack, ..Setup::default() });
+        let single = Sizes { tokens: 1, logit_rows: 1, ..runner.limits };
+        let cut = random.random_range(1..runner.kernels.len());
+        let mut recorder = runner.device.recorder(true).unwrap();
+        let mut record = |kernels: &[_]| recorder.record(kernels, &single).unwrap();
+        let whole = [record(&runner.kernels)];
+        let parts = [record(&runner.kernels[..cut]), record(&runner.kernels[cut..])];
+        for (number, (step, expected)) in steps.iter().zip(&expected).enumerate() {
+            let replayed = if number % 2 == 1 { &whole[..] } else { &parts[..] };
+            let found = match number {
+                0 => runner.step(step),
+                _ => {
+                    runner.device.write_inputs(step).unwrap();
+                    replayed.iter().for_each(|part| runner.device.replay(part, &step.sizes()).unwrap());
+                    runner.read(&step.sizes())
+                }
+            };
+            suite.same(&found, expected, || {
+                let parts = replayed.len();
+                format!("step {number} in {parts}, cut at {cut}, variant {variant}, quantized={quantized}: {step:?}\n{graph}")
+            });
+        }
+        suite.report.steps += steps.len();
+        suite.report.recordings += 3;
+    }
 }
 
 /// A row program, products and a choice of rows, all of whose results stay in memory.
@@ -168,7 +210,7 @@ fn replaced_memory<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng
         let mut runner = suite.runner(&graph, &weights, Setup { record: true, ..Setup::default() });
         let valid = if memory { &weights } else { &others };
         let expected = suite.run(&graph, valid, Setup::default(), std::slice::from_ref(&inputs)).remove(0);
-        let mut recorder = runner.device.recorder().unwrap();
+        let mut recorder = runner.device.recorder(false).unwrap();
         let recording = recorder.record(&runner.kernels, &sizes).unwrap();
         runner.device.write_inputs(&inputs).unwrap();
         runner.device.replay(&recording, &sizes).unwrap();
@@ -199,7 +241,7 @@ fn replaced_memory<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng
         }
         let groups = 0..graph.groups().len();
         runner.kernels = groups.map(|group| runner.device.prepare(&graph, group).unwrap()).collect();
-        let recording = runner.device.recorder().unwrap().record(&runner.kernels, &sizes).unwrap();
+        let recording = runner.device.recorder(false).unwrap().record(&runner.kernels, &sizes).unwrap();
         runner.device.replay(&recording, &sizes).unwrap();
         let found = runner.read(&sizes);
         suite.same(&found, &expected, || format!("a new recording after other memory={memory}"));
@@ -216,7 +258,7 @@ fn other_memory<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng) {
     let sizes = inputs.sizes();
     let mut one = suite.runner(&graph, &weights, Setup::default());
     let mut other = suite.runner(&graph, &weights, Setup::default());
-    let mut recorder = one.device.recorder().unwrap();
+    let mut recorder = one.device.recorder(false).unwrap();
     assert!(recorder.record(&other.kernels, &sizes).is_err(), "kernels of another device were recorded");
     let too_many = Sizes { tokens: one.limits.tokens + 1, ..sizes };
     assert!(recorder.record(&one.kernels, &too_many).is_err(), "a recording beyond the limits");
@@ -240,7 +282,7 @@ fn on_another_thread<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8R
     let expected = suite.run(&graph, &weights, Setup::default(), &steps);
     let mut runner = suite.runner(&graph, &weights, Setup::default());
     runner.device.warm_up(&runner.kernels).unwrap();
-    let mut recorder = runner.device.recorder().unwrap();
+    let mut recorder = runner.device.recorder(false).unwrap();
     let (kernels, limits) = (runner.kernels.clone(), runner.limits);
     let count = suite.effort.pick(3, 12);
     let thread = std::thread::spawn(move || {

@@ -155,7 +155,7 @@ impl<D: Device> Runner<D> {
         let logit_rows = round(sizes.logit_rows, self.limits.logit_rows);
         let larger = Sizes { tokens, logit_rows, ..self.limits };
         self.recordings.iter().position(|(recorded, _)| *recorded == larger).unwrap_or_else(|| {
-            let recording = self.device.recorder().unwrap().record(&self.kernels, &larger).unwrap();
+            let recording = self.device.recorder(false).unwrap().record(&self.kernels, &larger).unwrap();
             self.recordings.push((larger, recording));
             self.recordings.len() - 1
         })

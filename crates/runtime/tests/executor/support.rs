@@ -154,7 +154,7 @@ impl Device for Scribe {
         self.write(Call::WarmUp(kernels.to_vec()));
         Ok(())
     }
-    fn recorder(&self) -> Result<Scribe, DeviceError> {
+    fn recorder(&self, _persistent_decode: bool) -> Result<Scribe, DeviceError> {
         Ok(self.clone())
     }
     fn recording_text(&self, recording: &Recording) -> Option<String> {
@@ -228,6 +228,7 @@ pub(crate) fn options(mode: GraphMode, capture: GraphCapture, require_graphs: bo
         cache: CacheLayout { blocks: 16, block_size: 4 },
         vocabulary: 8,
         repack_weights: false,
+        persistent_decode: false,
         graph_mode: mode,
         explicit_graph_mode: false,
         capture,

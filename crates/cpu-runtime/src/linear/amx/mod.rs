@@ -16,7 +16,9 @@ mod registers;
 mod store;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use products::{run, scratch_bytes};
+pub(super) use plan::Plan;
+#[cfg(target_arch = "x86_64")]
+pub(super) use products::{Packed, run, run_tiles, scratch_bytes};
 
 use crate::element::ElementType;
 use crate::isa::Isa;

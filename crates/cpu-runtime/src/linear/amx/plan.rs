@@ -18,7 +18,7 @@ const UNITS_PER_MEMBER: usize = 4;
 
 /// A product cut up for a batch.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
+pub(in crate::linear) struct Plan {
     /// Rows of x that run together.
     pub(super) rows: usize,
     /// Tiles of w: sixteen rows each.
@@ -35,7 +35,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// For `rows` rows of x that run together, at most [`ROW_BLOCK`].
-    pub(super) fn new(w: &RawWeights, tuning: &Tuning, rows: usize, threads: usize) -> Self {
+    pub(in crate::linear) fn new(w: &RawWeights, tuning: &Tuning, rows: usize, threads: usize) -> Self {
         let tiles = w.rows.div_ceil(TILE);
         let fair = tiles.div_ceil(threads.saturating_mul(UNITS_PER_MEMBER)).max(1);
         let depth = depth_of(w);
@@ -53,6 +53,11 @@ impl Plan {
     /// Whether every member packs x for itself.
     pub(super) fn is_few(&self) -> bool {
         self.rows <= FEW_ROWS
+    }
+
+    /// Tiles of w.
+    pub(in crate::linear) fn tiles(&self) -> usize {
+        self.tiles
     }
 
     /// The number of units.

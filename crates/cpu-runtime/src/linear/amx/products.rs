@@ -79,6 +79,35 @@ pub(in crate::linear) unsafe fn run(jobs: &[Job], rows: usize, worker: &Worker<'
     }
 }
 
+/// Which row of x is packed in a member's scratch, and the tiles' configuration, which holds until this is dropped.
+#[derive(Default)]
+pub(in crate::linear) struct Packed(Option<(*const u8, usize, Registers)>);
+
+/// Some tiles of w times one row of x.
+///
+/// # Safety
+/// The contract of [`crate::linear::run_jobs`]; `plan` must be the job's for one row, the job a product of tiles, and the
+/// scratch untouched since `packed` was written.
+pub(in crate::linear) unsafe fn run_tiles(
+    job: &Job,
+    plan: &Plan,
+    tiles: Range<usize>,
+    part: &mut Part<'_>,
+    packed: &mut Packed,
+) {
+    debug_assert!(plan.scratch_bytes().is_some_and(|bytes| bytes.own <= part.own.len()));
+    let own = part.own.as_mut_ptr();
+    let is_packed = packed.0.as_ref().is_some_and(|(x, depth, _)| (*x, *depth) == (job.x, plan.depth));
+    if !is_packed {
+        // SAFETY: the path was chosen, which needs the permission.
+        let configure = || unsafe { Registers::configure(1) };
+        let registers = packed.0.take().map_or_else(configure, |(_, _, registers)| registers);
+        job.isa.dispatch(Pack { x: x_rows(job, &(0..1)), plan: *plan, tiles: 0..plan.x_tiles(), to: own });
+        packed.0 = Some((job.x, plan.depth, registers));
+    }
+    job.isa.dispatch(Few { job, plan, first_row: 0, tiles, own });
+}
+
 fn x_rows(job: &Job, block: &Range<usize>) -> Rows {
     let bytes = job.weights.row_bytes();
     Rows { begin: job.x.wrapping_add(block.start * bytes), count: block.len(), bytes, element: job.weights.element }
