@@ -17,6 +17,7 @@ const SOURCES: &[(&str, &[u8])] = &sources![
     "linear/amx/registers.rs",
     "linear/amx/store.rs",
     "linear/mod.rs",
+    "linear/share.rs",
     "linear/tile.rs",
     "linear/tuning.rs",
     "linear/unit.rs",

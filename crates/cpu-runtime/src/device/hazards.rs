@@ -47,6 +47,11 @@ impl Access {
     }
 }
 
+/// Whether members that each do all of one thing would touch what another of them touches.
+pub(super) fn conflict(accesses: &[Access]) -> bool {
+    accesses.iter().enumerate().any(|(index, one)| accesses[..index].iter().any(|other| one.conflicts(other)))
+}
+
 /// What was touched since the last barrier.
 #[derive(Debug, Default)]
 pub(super) struct Open(Vec<Access>);

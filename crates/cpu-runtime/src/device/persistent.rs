@@ -21,7 +21,7 @@ use std::ops::Range;
 struct Unclear;
 
 /// The values that every member has for itself now: their bytes in the arena, and their offset in a member's own memory.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Private {
     values: Vec<(Range<usize>, usize)>,
     /// Offsets that were given out, which the same bytes get again.
@@ -125,7 +125,21 @@ fn who(offset: Option<usize>) -> Who {
 
 type Made = Result<(PartWork, Vec<Access>), Unclear>;
 
+/// A row program that every member does for itself; where its result takes the place of something that all members read,
+/// one that the first member does for all.
 fn row_program(program: &RowProgram, private: &mut Private, own: &Own) -> Made {
+    let mut after = private.clone();
+    let (work, accesses) = every_row(program, &mut after, own)?;
+    if !hazards::conflict(&accesses) {
+        *private = after;
+        return Ok((work, accesses));
+    }
+    let of_first = accesses.into_iter().map(|access| Access { who: Who::First, ..access }).collect::<Vec<_>>();
+    of_first.iter().filter(|access| access.writes).for_each(|access| private.share(&access.bytes));
+    Ok((PartWork::Rows(program.clone()), of_first))
+}
+
+fn every_row(program: &RowProgram, private: &mut Private, own: &Own) -> Made {
     let mut accesses = Vec::new();
     let mut offsets = Vec::with_capacity(program.instructions().len());
     for instruction in program.instructions() {
