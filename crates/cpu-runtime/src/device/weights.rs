@@ -39,12 +39,36 @@ impl LoadedWeights {
             tensors[index] = Some(in_place(name, &data)?);
         }
         let repacked = if repack { Some(repack_all(graph, &*source, (isa, team), &mut tensors)?) } else { None };
+        if !repack {
+            read_ahead(graph, &source);
+        }
         Ok(Self { tensors, _source: source, _repacked: repacked })
     }
 
     /// A weight by its value.
     pub(super) fn get(&self, value: ValueId) -> Option<RawWeights> {
         self.tensors.get(value.index()).copied().flatten()
+    }
+}
+
+/// Fetches weights that stay where they are, in the order in which a step wants them, beside whatever comes next: from a disk
+/// the first step would read them in small parts. Of an embedding table that is not multiplied too, a step wants single rows
+/// only. The thread ends with the weights.
+fn read_ahead(graph: &Graph, source: &Arc<dyn WeightSource>) {
+    let operations = graph.ops().iter().filter(|op| !matches!(op.kind, OpKind::Embedding));
+    let names = operations.flat_map(|op| &op.inputs).filter_map(|input| match &graph.value(*input).definition {
+        Definition::Weight(name) => Some(name.clone()),
+        _ => None,
+    });
+    let (names, source): (Vec<String>, _) = (names.collect(), Arc::downgrade(source));
+    let work = move || {
+        names
+            .iter()
+            .map_while(|name| Some((name, source.upgrade()?)))
+            .for_each(|(name, source)| source.will_need(name));
+    };
+    if let Err(error) = std::thread::Builder::new().name("read ahead".to_owned()).spawn(work) {
+        tracing::debug!(%error, "weights are not read ahead");
     }
 }
 
