@@ -255,7 +255,7 @@ fn settings_that_cannot_be_had_are_named() {
     assert_names(&unknown, &["fuse_ad_norm", "fuse_add_norm"]);
     let value = small().set("compilation.pass_config.fuse_add_norm", "maybe").err().unwrap().to_string();
     assert_names(&value, &["fuse_add_norm", "maybe"]);
-    let cases = [("kernel.autotune", "true"), ("model.max_model_len", "1000000"), ("cache.kv_cache_memory", "64")];
+    let cases = [("model.max_model_len", "1000000"), ("cache.kv_cache_memory", "64")];
     for (path, value) in cases {
         let error = on_the_cpu(checkpoint("gqa-bf16")).set(path, value).unwrap().build().err();
         assert_names(&error.unwrap_or_else(|| panic!("{path}={value} was accepted")).to_string(), &[path]);

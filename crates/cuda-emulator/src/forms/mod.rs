@@ -251,7 +251,7 @@ mod tests {
             }
             for name in names {
                 let name = name.trim_start_matches('.');
-                assert!(std::ptr::eq(find(name).unwrap(), form), "`{name}` is not `{}`", form.names);
+                assert_eq!(find(name).unwrap().names, form.names, "{name}");
                 assert!(!full || seen.insert(name.to_owned()), "`{name}` is there twice");
             }
         }
