@@ -163,7 +163,7 @@ impl Attention {
     }
 
     /// Bytes of scratch that each member needs, or `None` if they overflow.
-    pub(crate) fn scratch_bytes(&self, _isa: Isa) -> Option<usize> {
+    pub(crate) fn scratch_bytes(&self) -> Option<usize> {
         Layout::new(self).map(|layout| layout.bytes())
     }
 

@@ -141,7 +141,7 @@ fn run(isa: Isa, threads: usize, records: bool, contexts: &Contexts, cache: &Cac
     };
     let batch = Batch { tokens: tokens.len(), sequences: contexts.keys.len(), blocks: cache.blocks };
     let mut workspace = Workspace::default();
-    let own = attention.scratch_bytes(isa).unwrap();
+    let own = attention.scratch_bytes().unwrap();
     workspace.reserve(threads, ScratchBytes { own, shared: 0 }).unwrap();
     let scratch = workspace.scratch();
     // SAFETY: all is as large as the batch says, and only this team uses it.

@@ -135,7 +135,7 @@ impl CpuDevice {
             Work::Linear(jobs) => jobs.iter().try_fold(ScratchBytes::default(), |most, job: &Job| {
                 Ok(job.scratch_bytes(self.team.threads()).map_err(|error| internal(error.to_string()))?.max(most))
             }),
-            Work::Attention(attention) => attention.scratch_bytes(self.isa).map(own).ok_or_else(too_large),
+            Work::Attention(attention) => attention.scratch_bytes().map(own).ok_or_else(too_large),
         }
     }
 

@@ -17,7 +17,7 @@ use crate::row::{Instruction, RowProgram};
 use allotrope_graph::Sizes;
 use std::ops::Range;
 
-/// What a phase needs a translation of addresses for does not lie as values do.
+/// A phase reads a part of a value that every member has for itself, or more than one: it is not known where from.
 struct Unclear;
 
 /// The values that every member has for itself now: their bytes in the arena, and their offset in a member's own memory.

@@ -58,16 +58,11 @@ pub fn linear(team: &Team, linear: &Linear<'_>, y: &mut [u8], workspace: &mut Wo
             reason: "sums are rounded to bf16, f16 or f32, not to FP8: quantize the result in a step of its own".into(),
         });
     }
-    if !matches!(weights.layout(), WeightLayout::Rows)
-        && weights.layout() != WeightLayout::Tiled(TileHeight::of(linear.isa, weights.element()))
-    {
+    let readable = [WeightLayout::Rows, WeightLayout::Tiled(TileHeight::of(linear.isa, weights.element()))];
+    if !readable.contains(&weights.layout()) {
         return Err(KernelError::Unsupported {
             kernel: KERNEL,
-            reason: format!(
-                "the {} path reads {:?} weights",
-                linear.isa,
-                TileHeight::of(linear.isa, weights.element())
-            ),
+            reason: format!("weights are {:?}; the {} path reads {readable:?}", weights.layout(), linear.isa),
         });
     }
     let job = Job {
@@ -169,23 +164,32 @@ pub(crate) unsafe fn run_jobs(jobs: &[Job], rows: usize, worker: &Worker<'_>, mu
 unsafe fn run_vectors(jobs: &[Job], rows: usize, worker: &Worker<'_>, scratch: &mut [u8]) {
     let units = |job: &Job| job.plan(rows, worker.count()).units();
     let mut prepared = unit::Prepared::default();
-    let mut present: Option<(usize, Range<usize>, Plan)> = None;
+    let mut present: Option<(&Job, Plan, Range<usize>)> = None;
     worker.for_each_unit(jobs.iter().map(units).sum(), |unit| {
-        if !present.as_ref().is_some_and(|(_, range, _)| range.contains(&unit)) {
-            let mut first = 0;
-            present = jobs.iter().enumerate().find_map(|(index, job)| {
-                let plan = job.plan(rows, worker.count());
-                let range = first..first + plan.units();
-                first = range.end;
-                range.contains(&unit).then_some((index, range, plan))
-            });
+        if !present.as_ref().is_some_and(|(_, _, range)| range.contains(&unit)) {
+            present = find_unit(jobs, |job| job.plan(rows, worker.count()), Plan::units, unit);
         }
-        let Some((index, range, plan)) = &present else { return };
+        let Some((job, plan, range)) = &present else { return };
         debug_assert!(plan.scratch_bytes().is_some_and(|bytes| bytes <= scratch.len()));
         let (rows, columns) = plan.unit(unit - range.start);
-        let job = &jobs[*index];
         job.isa.dispatch(RunUnit { job, plan, rows, columns, scratch, prepared: &mut prepared });
     });
+}
+
+/// The product that unit `unit` of all products' units is of, its plan, and which units it has.
+fn find_unit<P>(
+    jobs: &[Job],
+    plan: impl Fn(&Job) -> P,
+    units: impl Fn(&P) -> usize,
+    unit: usize,
+) -> Option<(&Job, P, Range<usize>)> {
+    let mut first = 0;
+    jobs.iter().find_map(|job| {
+        let plan = plan(job);
+        let range = first..first + units(&plan);
+        first = range.end;
+        range.contains(&unit).then_some((job, plan, range))
+    })
 }
 
 struct MakePlan<'a> {

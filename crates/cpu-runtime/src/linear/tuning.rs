@@ -147,18 +147,12 @@ pub(crate) unsafe fn search(
     };
     let mut best = Tuning::default();
     let tiles = amx::multiplies(isa, w.element);
-    for (rows, candidates) in [(1, few(best, tiles)), (MANY_ROWS, many(best, tiles))] {
+    for (rows, candidates) in [(1, few as fn(Tuning, bool) -> Vec<Tuning>), (MANY_ROWS, many)] {
         let mut time = measure(best, rows)?;
-        for candidate in candidates {
+        for candidate in candidates(best, tiles) {
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Ok(best);
             }
-            // Each list changes its own numbers only.
-            let candidate = if rows == 1 {
-                candidate
-            } else {
-                Tuning { stream_bytes: best.stream_bytes, ahead: best.ahead, ..candidate }
-            };
             let found = measure(candidate, rows)?;
             if found.as_secs_f64() < time.as_secs_f64() * GAIN {
                 (best, time) = (candidate, found);

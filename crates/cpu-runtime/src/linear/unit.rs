@@ -141,7 +141,7 @@ pub(super) unsafe fn run<S: Simd, D: Dot>(
     let (row_stride, block_stride) = weights.strides();
     // SAFETY: the unit's first row is a row of w.
     let begin = unsafe { weights.begin.add(weights.row_offset(columns.start)) };
-    let tiled = weights.layout != super::WeightLayout::Rows;
+    let tiled = weights.is_tiled();
     let row_bytes = weights.row_bytes();
     let stored = Unit {
         job,

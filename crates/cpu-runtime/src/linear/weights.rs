@@ -70,6 +70,12 @@ unsafe impl Sync for RawWeights {}
 unsafe impl Send for RawWeights {}
 
 impl RawWeights {
+    /// Whether the layout is a tiled one, which has whole tiles and blocks.
+    #[inline(always)]
+    pub(crate) fn is_tiled(&self) -> bool {
+        self.layout != WeightLayout::Rows
+    }
+
     /// Bytes of a row of the file.
     pub(crate) fn row_bytes(&self) -> usize {
         self.columns * self.element.bytes()
@@ -177,7 +183,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// [`KernelError`] if the source is tiled already or `target` has another size than [`tiled_bytes`] says.
 pub fn repack(team: &Team, source: &Weights<'_>, height: TileHeight, target: &mut [u8]) -> Result<(), KernelError> {
     let raw = source.raw;
-    if raw.layout != WeightLayout::Rows {
+    if raw.is_tiled() {
         return Err(KernelError::Unsupported {
             kernel: "repack",
             reason: "the source is tiled already; repack takes the layout of the file".into(),

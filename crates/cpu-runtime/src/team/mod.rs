@@ -59,7 +59,7 @@ type Job<'a> = &'a (dyn Fn(&Worker<'_>) + Sync);
 #[repr(align(128))]
 struct Cursor(AtomicUsize);
 
-/// Whether a thread takes part in the present dispatch, and as which member.
+/// The index of a thread that takes no part in the present dispatch.
 const LEFT_OUT: usize = usize::MAX;
 
 /// What belongs to one worker thread.
@@ -375,11 +375,6 @@ impl Worker<'_> {
     /// are planned for. Shares ([`Worker::partition`], [`Worker::for_each_unit`]) are those of the members that are there.
     pub fn count(&self) -> usize {
         self.shared.count
-    }
-
-    /// Whether other members take part in this dispatch.
-    pub fn has_company(&self) -> bool {
-        self.present > 1
     }
 
     /// Waits until every member has called `barrier` as often as this one. What members wrote before it is visible to

@@ -68,8 +68,7 @@ fn low_bits(count: usize) -> u64 {
 
 /// Whether the tile of rows from `tile · 16` on can be multiplied where it is.
 pub(super) fn is_in_place(w: &RawWeights, tile: usize) -> bool {
-    let whole = w.layout != crate::linear::WeightLayout::Rows
-        || (tile + 1) * TILE <= w.rows && w.row_bytes().is_multiple_of(TILE_ROW_BYTES);
+    let whole = w.is_tiled() || (tile + 1) * TILE <= w.rows && w.row_bytes().is_multiple_of(TILE_ROW_BYTES);
     w.element == ElementType::Bf16 && whole
 }
 
@@ -83,7 +82,7 @@ pub(super) fn is_in_place(w: &RawWeights, tile: usize) -> bool {
 pub(super) unsafe fn unpack_weights(w: &RawWeights, tile: usize, depths: Range<usize>, ahead: usize, to: *mut u8) {
     let (row_stride, block_stride) = w.strides();
     let per_block = BLOCK_BYTES / w.element.bytes() / TILE_DEPTH;
-    let padded = w.layout != crate::linear::WeightLayout::Rows;
+    let padded = w.is_tiled();
     let rows = if padded { TILE } else { w.rows.saturating_sub(tile * TILE).min(TILE) };
     let begin = w.begin.wrapping_add(w.row_offset(tile * TILE));
     for (index, block) in (depths.start / per_block..depths.end / per_block).enumerate() {

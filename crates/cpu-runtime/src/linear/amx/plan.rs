@@ -46,7 +46,7 @@ impl Plan {
         };
         let unit_tiles = unit_tiles.min(fair).max(1);
         let unit_tiles = if unit_tiles > 1 { unit_tiles.next_multiple_of(2) } else { 1 };
-        let unpacks = w.element != ElementType::Bf16 || w.layout == crate::linear::WeightLayout::Rows;
+        let unpacks = w.element != ElementType::Bf16 || !w.is_tiled();
         Self { rows, tiles, depth, unit_tiles, run, unpacks }
     }
 

@@ -7,7 +7,7 @@ use super::store::{self, Place};
 use super::{TILE, TILE_BYTES, TILE_ROW_BYTES};
 use crate::error::KernelError;
 use crate::isa::Task;
-use crate::linear::{Job, KERNEL, Tuning};
+use crate::linear::{Job, KERNEL, RawWeights, Tuning, find_unit};
 use crate::memory::{Part, ScratchBytes};
 use crate::simd::Simd;
 use crate::team::Worker;
@@ -38,29 +38,25 @@ pub(in crate::linear) unsafe fn run(jobs: &[Job], rows: usize, worker: &Worker<'
         // Products of the same rows of x share its tiles.
         for jobs in jobs.chunk_by(|a, b| a.x == b.x && a.weights.columns == b.weights.columns) {
             let Some(first) = jobs.first() else { continue };
-            let x = x_rows(first, &block);
-            let (few, depth) = (plan(first).is_few(), plan(first).depth);
+            let (x, plan_of_first) = (x_rows(first, &block), plan(first));
+            let few = plan_of_first.is_few();
+            let pack = |tiles, to| first.isa.dispatch(Pack { x, plan: plan_of_first, tiles, to });
             if few {
-                // The memory may be another member's since the last product, so nothing is assumed about it.
-                first.isa.dispatch(Pack {
-                    x,
-                    plan: plan(first),
-                    tiles: 0..plan(first).x_tiles(),
-                    to: part.own.as_mut_ptr(),
-                });
+                // Another product may have used this memory since, so nothing is assumed about it.
+                pack(0..plan_of_first.x_tiles(), part.own.as_mut_ptr());
             } else {
-                worker.for_each_unit(plan(first).x_tiles(), |tile| {
-                    let to = part.shared.begin.wrapping_add(tile * depth * TILE_BYTES);
-                    first.isa.dispatch(Pack { x, plan: plan(first), tiles: tile..tile + 1, to });
+                let bytes = plan_of_first.depth * TILE_BYTES;
+                worker.for_each_unit(plan_of_first.x_tiles(), |tile| {
+                    pack(tile..tile + 1, part.shared.begin.wrapping_add(tile * bytes));
                 });
             }
             worker.for_each_unit(jobs.iter().map(|job| plan(job).units()).sum(), |unit| {
-                let Some((job, plan, unit)) = find(jobs, plan, unit) else { return };
+                let Some((job, plan, units)) = find_unit(jobs, plan, Plan::units, unit) else { return };
                 debug_assert!(
                     plan.scratch_bytes()
                         .is_some_and(|bytes| { bytes.own <= part.own.len() && bytes.shared <= part.shared.len })
                 );
-                let tiles = plan.unit(unit);
+                let tiles = plan.unit(unit - units.start);
                 let own = part.own.as_mut_ptr();
                 if few {
                     job.isa.dispatch(Few { job, plan: &plan, first_row: block.start, tiles, own });
@@ -111,17 +107,6 @@ pub(in crate::linear) unsafe fn run_tiles(
 fn x_rows(job: &Job, block: &Range<usize>) -> Rows {
     let bytes = job.weights.row_bytes();
     Rows { begin: job.x.wrapping_add(block.start * bytes), count: block.len(), bytes, element: job.weights.element }
-}
-
-/// The product that a unit of all is of, its plan, and the unit's number in it.
-fn find(jobs: &[Job], plan: impl Fn(&Job) -> Plan, unit: usize) -> Option<(&Job, Plan, usize)> {
-    let mut first = 0;
-    jobs.iter().find_map(|job| {
-        let plan = plan(job);
-        let range = first..first + plan.units();
-        first = range.end;
-        range.contains(&unit).then_some((job, plan, unit - range.start))
-    })
 }
 
 /// Packs tiles of x.
@@ -234,7 +219,7 @@ impl Few<'_> {
 }
 
 /// The tiles of weights that can be multiplied where they are.
-fn weight_tiles(w: &crate::linear::RawWeights, tile: usize) -> Tiles {
+fn weight_tiles(w: &RawWeights, tile: usize) -> Tiles {
     let (row, depth) = w.strides();
     let begin = w.begin.wrapping_add(w.row_offset(tile * TILE));
     Tiles { begin, row, depth, beside: w.row_offset(TILE) }
@@ -245,8 +230,8 @@ fn unpacked_tiles(begin: *const u8, run: usize) -> Tiles {
     Tiles { begin, row: TILE_ROW_BYTES, depth: TILE_BYTES, beside: run * TILE_BYTES }
 }
 
-fn ahead(w: &crate::linear::RawWeights, tuning: &Tuning) -> usize {
-    if w.layout == crate::linear::WeightLayout::Rows { AHEAD_IN_ROWS } else { tuning.ahead }
+fn ahead(w: &RawWeights, tuning: &Tuning) -> usize {
+    if w.is_tiled() { tuning.ahead } else { AHEAD_IN_ROWS }
 }
 
 /// Rounds `W` times `X` tiles of sums into y: `x` and `w` are the first of them, `first_row` the row of y that tile 0 of x

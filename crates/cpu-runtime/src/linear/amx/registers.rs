@@ -96,31 +96,36 @@ pub(super) unsafe fn zero() {
     }
 }
 
-/// Reads `count` tiles of sums that [`store`] wrote.
+/// Moves the first `$count` tiles of sums, which are one, two or four, by an instruction around the register's name.
+macro_rules! move_sums {
+    ($sums:expr, $count:expr, $before:literal, $after:literal) => {
+        move_sums!($sums, 0, concat!($before, "tmm0", $after));
+        if $count > 1 {
+            move_sums!($sums, 1, concat!($before, "tmm1", $after));
+        }
+        if $count > 2 {
+            move_sums!($sums, 2, concat!($before, "tmm2", $after));
+            move_sums!($sums, 3, concat!($before, "tmm3", $after));
+        }
+    };
+    ($sums:expr, $index:literal, $instruction:expr) => {
+        asm!(
+            $instruction,
+            begin = in(reg) $sums.begin.add($index * TILE_BYTES), row = in(reg) $sums.row,
+            options(nostack, preserves_flags)
+        )
+    };
+}
+
+/// Reads `count` tiles of sums that [`store`] wrote: one, two or four.
 ///
 /// # Safety
 /// The registers must be configured, and the sums be readable.
 #[inline(always)]
 pub(super) unsafe fn load(sums: &Sums, count: usize) {
-    macro_rules! load {
-        ($tile:literal, $index:literal) => {
-            asm!(
-                concat!("tileloadd ", $tile, ", [{begin} + {row}]"),
-                begin = in(reg) sums.begin.add($index * TILE_BYTES), row = in(reg) sums.row,
-                options(nostack, preserves_flags, readonly)
-            )
-        };
-    }
     // SAFETY: the caller's contract.
     unsafe {
-        load!("tmm0", 0);
-        if count > 1 {
-            load!("tmm1", 1);
-        }
-        if count > 2 {
-            load!("tmm2", 2);
-            load!("tmm3", 3);
-        }
+        move_sums!(sums, count, "tileloadd ", ", [{begin} + {row}]");
     }
 }
 
@@ -130,25 +135,9 @@ pub(super) unsafe fn load(sums: &Sums, count: usize) {
 /// The registers must be configured, and the sums be writable.
 #[inline(always)]
 pub(super) unsafe fn store(sums: &Sums, count: usize) {
-    macro_rules! store {
-        ($tile:literal, $index:literal) => {
-            asm!(
-                concat!("tilestored [{begin} + {row}], ", $tile),
-                begin = in(reg) sums.begin.add($index * TILE_BYTES), row = in(reg) sums.row,
-                options(nostack, preserves_flags)
-            )
-        };
-    }
     // SAFETY: the caller's contract.
     unsafe {
-        store!("tmm0", 0);
-        if count > 1 {
-            store!("tmm1", 1);
-        }
-        if count > 2 {
-            store!("tmm2", 2);
-            store!("tmm3", 3);
-        }
+        move_sums!(sums, count, "tilestored [{begin} + {row}], ", "");
     }
 }
 
