@@ -53,6 +53,16 @@ pub(crate) fn prompt(tokens: u32, vocabulary: u32) -> Vec<u32> {
     (0..tokens).filter_map(|index| u32::try_from(spread(index)).ok()).collect()
 }
 
+/// Prompt number `number` of several, no two of which begin alike, so that no cache of prefixes helps.
+pub(crate) fn numbered_prompt(number: u32, tokens: u32, vocabulary: u32) -> Vec<u32> {
+    prompt(number.saturating_add(tokens), vocabulary).split_off(number as usize)
+}
+
+/// Prompts as `allotrope generate --prompts` reads them: a JSON object on each line.
+pub(crate) fn prompt_lines(prompts: &[Vec<u32>]) -> String {
+    prompts.iter().map(|tokens| format!("{}\n", serde_json::json!({ "tokens": tokens }))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,5 +74,13 @@ mod tests {
             assert_eq!(tokens.len(), 100);
             assert!(tokens.iter().all(|token| *token < vocabulary));
         }
+    }
+
+    #[test]
+    fn numbered_prompts_begin_differently_and_are_a_line_each() {
+        let prompts = [0, 1, 2].map(|number| numbered_prompt(number, 5, 512));
+        assert!(prompts.iter().all(|prompt| prompt.len() == 5));
+        assert!(prompts[0][0] != prompts[1][0] && prompts[1][0] != prompts[2][0] && prompts[0][0] != prompts[2][0]);
+        assert_eq!(prompt_lines(&[vec![1, 2], vec![3]]), "{\"tokens\":[1,2]}\n{\"tokens\":[3]}\n");
     }
 }

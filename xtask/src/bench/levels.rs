@@ -5,14 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use allotrope_config::{DeviceChoice, OptimizationLevel};
-use serde_json::json;
 
 use super::machine::Machine;
 use super::measurement::{Batch, Build, Level};
 use super::sample::{Parsed, Sample};
 use super::{page_cache, process};
 use crate::error::TaskError;
-use crate::runner::prompt;
+use crate::runner::{numbered_prompt, prompt_lines};
 
 /// Length of the prompt that is answered before prompts are timed.
 const WARMUP_TOKENS: u32 = 16;
@@ -167,9 +166,7 @@ impl Plan<'_> {
     /// One process.
     fn measure(&self, kind: Kind, level: OptimizationLevel, program: &Path) -> Result<Parsed, TaskError> {
         let prompts = self.folder.join("prompts.jsonl");
-        let text: String =
-            self.prompts(kind).iter().map(|tokens| format!("{}\n", json!({ "tokens": tokens }))).collect();
-        fs::write(&prompts, text).map_err(TaskError::file(&prompts))?;
+        fs::write(&prompts, prompt_lines(&self.prompts(kind))).map_err(TaskError::file(&prompts))?;
         if kind == Kind::Cold {
             page_cache::drop_files(self.model)?;
         }
@@ -201,8 +198,7 @@ impl Plan<'_> {
             }
             Kind::Batch(sequences) => (0..sequences).map(|_| shortest).collect(),
         };
-        let shifted = |(shift, length): (u32, u32)| prompt(length + shift, self.vocabulary).split_off(shift as usize);
-        (0..).zip(lengths).map(shifted).collect()
+        (0..).zip(lengths).map(|(number, length)| numbered_prompt(number, length, self.vocabulary)).collect()
     }
 }
 

@@ -13,7 +13,7 @@ use super::machine::Machine;
 use super::process;
 use super::statistics::Summary;
 use crate::error::TaskError;
-use crate::runner::prompt;
+use crate::runner::{numbered_prompt, prompt_lines};
 use crate::server::Server;
 
 /// Sequences that decode together.
@@ -100,12 +100,9 @@ impl Serving<'_> {
     /// Decodes so many sequences together.
     fn batch(&self, sequences: u32) -> Result<Batch, TaskError> {
         let path = self.folder.join("prompts.jsonl");
-        let line = |index: u32| {
-            let mut tokens = prompt(self.prompt_tokens + index, self.vocabulary);
-            tokens.drain(..index as usize);
-            format!("{}\n", json!({ "tokens": tokens }))
-        };
-        fs::write(&path, (0..sequences).map(line).collect::<String>()).map_err(TaskError::file(&path))?;
+        let prompts: Vec<_> =
+            (0..sequences).map(|number| numbered_prompt(number, self.prompt_tokens, self.vocabulary)).collect();
+        fs::write(&path, prompt_lines(&prompts)).map_err(TaskError::file(&path))?;
         let (model, prompts) = (self.model.to_string_lossy(), path.to_string_lossy());
         let (new_tokens, device) = (self.new_tokens.to_string(), self.device.to_string());
         let mut arguments = vec!["generate", "--model", &model, "--prompts", &prompts, "--format", "json", "-O2"];

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::bench::machine::Machine;
 use crate::bench::{self, versus};
 use crate::error::TaskError;
-use crate::runner::prompt;
+use crate::runner::{numbered_prompt, prompt_lines};
 use crate::workspace;
 use contender::{Contender, Engine, Workload};
 use report::{Measure, Results};
@@ -177,8 +177,7 @@ impl Prompts {
         let folder = tempfile::tempdir().map_err(TaskError::file(Path::new("a temporary folder")))?;
         let prompts = Prompts { folder };
         let vocabulary = vocabulary(model)?;
-        // No two begin alike, so that no cache of prefixes helps.
-        let tokens = |index: u32, length: u32| prompt(index + length, vocabulary).split_off(index as usize);
+        let tokens = |number, length| numbered_prompt(number, length, vocabulary);
         let short = [tokens(2, SHORT)];
         prompts.add("each", &[tokens(0, LONG), tokens(1, LONG), tokens(2, SHORT)])?;
         prompts.add("together", &(0..SEQUENCES).map(|index| tokens(index, SHORT)).collect::<Vec<_>>())?;
@@ -190,10 +189,9 @@ impl Prompts {
 
     /// Writes prompts in both forms: a JSON object on a line for Allotrope, and token ids on a line for the others.
     fn add(&self, name: &str, prompts: &[Vec<u32>]) -> Result<(), TaskError> {
-        let objects: String = prompts.iter().map(|tokens| format!("{}\n", json!({ "tokens": tokens }))).collect();
         let words = |tokens: &Vec<u32>| tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(" ") + "\n";
         let lines: String = prompts.iter().map(words).collect();
-        for (ending, text) in [("jsonl", objects), ("txt", lines)] {
+        for (ending, text) in [("jsonl", prompt_lines(prompts)), ("txt", lines)] {
             let path = self.path(name, ending);
             fs::write(&path, text).map_err(TaskError::file(&path))?;
         }
