@@ -8,12 +8,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// A dispatch is looked at if a member slept in it for so long, which waking up alone does not take,
-const SLEPT: u64 = 500_000;
-/// and for at least one in so many parts of its time.
-const SLEPT_PART: u64 = 4;
+/// A dispatch is looked at if a member waited in it for so many nanoseconds, which waking up alone does not take,
+const WAITED: u64 = 200_000;
+/// and for at least one in so many parts of its time;
+const WAITED_PART: u64 = 4;
+/// but only so often, since asking the system takes time.
+const INTERVAL: Duration = Duration::from_millis(10);
 /// A worker that has waited for a processor for one in so many parts of the time is left out.
-const WAITED_PART: u32 = 5;
+const DELAYED_PART: u32 = 5;
 /// How long a worker is left out, at first and at most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 /// Two such dispatches must be so close together, or so many times as far apart as they are long, to tell of now.
@@ -71,10 +73,10 @@ impl Roster {
         }
     }
 
-    /// Looks at a dispatch that took `wall` nanoseconds, of which some member slept `slept`. `delays` says where a thread's
-    /// waiting times are to be found.
-    pub(super) fn judge(&mut self, slept: u64, wall: u64, delays: impl Fn(usize) -> Option<PathBuf>) {
-        if slept < SLEPT || slept < wall / SLEPT_PART {
+    /// Looks at a dispatch that took `wall` nanoseconds, of which some member waited for others `waits` and had to sleep.
+    /// `delays` says where it is to be found how long a thread has waited for a processor.
+    pub(super) fn judge(&mut self, waits: u64, wall: u64, delays: impl Fn(usize) -> Option<PathBuf>) {
+        if waits < WAITED || waits < wall / WAITED_PART || self.asked.elapsed() < INTERVAL {
             return;
         }
         let waited: Vec<_> = (0..self.threads.len()).map(|thread| waited(&delays(thread)?)).collect();
@@ -94,7 +96,7 @@ impl Roster {
             }
         }
         let Some((waits, index)) = latest else { return };
-        if passed > WINDOW.0.max(wall * WINDOW.1) || waits < passed / WAITED_PART {
+        if passed > WINDOW.0.max(wall * WINDOW.1) || waits < passed / DELAYED_PART {
             return;
         }
         // The caller can't be left out. Without one of the workers there is a processor for it to move to.
