@@ -20,11 +20,16 @@ fn every_member_runs_every_job_once() {
         assert_eq!(team.threads(), threads);
         for _ in 0..200 {
             let runs: Vec<_> = (0..threads).map(|_| AtomicUsize::new(0)).collect();
+            let present = AtomicUsize::new(0);
             team.run(|worker| {
                 assert_eq!(worker.count(), threads);
+                present.store(worker.present(), Ordering::Relaxed);
                 runs[worker.index()].fetch_add(1, Ordering::Relaxed);
             });
-            assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
+            // On a busy machine, some may be left out.
+            let (there, left_out) = runs.split_at(present.into_inner());
+            assert!(!there.is_empty() && there.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
+            assert!(left_out.iter().all(|runs| runs.load(Ordering::Relaxed) == 0));
         }
     }
 }
@@ -96,7 +101,7 @@ fn a_panic_reaches_the_caller_and_the_team_goes_on() {
         for culprit in 0..threads {
             let result = catch_unwind(AssertUnwindSafe(|| {
                 team.run(|worker| {
-                    if worker.index() == culprit {
+                    if worker.index() == culprit % worker.present() {
                         panic!("member {culprit} of {threads}");
                     }
                     // The others wait for one that never comes.
@@ -107,11 +112,13 @@ fn a_panic_reaches_the_caller_and_the_team_goes_on() {
             let payload = result.unwrap_err();
             assert_eq!(*payload.downcast::<String>().unwrap(), format!("member {culprit} of {threads}"));
             let runs = AtomicUsize::new(0);
+            let present = AtomicUsize::new(0);
             team.run(|worker| {
                 worker.barrier();
+                present.store(worker.present(), Ordering::Relaxed);
                 runs.fetch_add(1, Ordering::Relaxed);
             });
-            assert_eq!(runs.into_inner(), threads);
+            assert_eq!(runs.into_inner(), present.into_inner());
         }
     }
 }

@@ -20,10 +20,9 @@ mod unit;
 use crate::element::ElementType;
 use crate::isa::Isa;
 use crate::simd::LANES;
-use crate::team::Worker;
+use crate::team::{Sharing, Worker};
 pub(crate) use cache::CacheView;
 use softmax::Merged;
-use std::ops::Range;
 use unit::{Layout, MOST_UNIT_ROWS, MergeUnit, Unit, record_width};
 
 /// Positions of a partition of the context.
@@ -116,15 +115,6 @@ impl Attention {
         self.heads / self.cache.kv_heads
     }
 
-    /// Attention of some of the heads that share the only KV head, for a batch of one token. Its context is not cut into units,
-    /// as others record theirs in the same place.
-    pub(crate) fn heads_of_one_token(&self, heads: Range<usize>) -> Self {
-        let offset = heads.start * self.cache.head_dim * self.element.bytes();
-        let (queries, output) = (self.queries.wrapping_add(offset), self.output.wrapping_add(offset));
-        let records = Records { bytes: 0, ..self.records };
-        Self { queries, output, records, heads: heads.len(), ..*self }
-    }
-
     /// Cuts a batch of contexts of at most `seen` positions so that each of `threads` members gets several units, and a
     /// unit fits the scratch.
     fn cut(&self, tokens: usize, seen: usize, threads: usize) -> Cut {
@@ -165,6 +155,29 @@ impl Attention {
     /// Bytes of scratch that each member needs, or `None` if they overflow.
     pub(crate) fn scratch_bytes(&self) -> Option<usize> {
         Layout::new(self).map(|layout| layout.bytes())
+    }
+
+    /// As [`Attention::run`], for one token over one KV head: where its context is not cut, members share out the heads.
+    ///
+    /// # Safety
+    /// As [`Attention::run`].
+    pub(crate) unsafe fn run_heads(&self, isa: Isa, worker: &Worker<'_>, batch: Batch, scratch: &mut [u8]) {
+        // SAFETY: the caller's contract.
+        let seen = if batch.tokens == 0 { 0 } else { unsafe { self.seen(0, &batch) } };
+        if self.cut(1, seen, worker.count()).partitions.is_some() {
+            // SAFETY: forwarded.
+            return unsafe { self.run(isa, worker, batch, scratch) };
+        }
+        let heads = worker.partition(self.heads);
+        let offset = heads.start * self.cache.head_dim * self.element.bytes();
+        let (queries, output) = (self.queries.wrapping_add(offset), self.output.wrapping_add(offset));
+        // Records are of all heads, so a member by itself has none.
+        let records = Records { bytes: 0, ..self.records };
+        let own = Self { queries, output, heads: heads.len(), records, ..*self };
+        if own.heads > 0 {
+            // SAFETY: forwarded; a token's heads lie one after the other, and members have different ones.
+            worker.with_sharing(Sharing::Alone, || unsafe { own.run(isa, worker, batch, scratch) });
+        }
     }
 
     /// Does this member's part. All members must call it; the output is complete after the next barrier.

@@ -145,7 +145,13 @@ fn run(isa: Isa, threads: usize, records: bool, contexts: &Contexts, cache: &Cac
     workspace.reserve(threads, ScratchBytes { own, shared: 0 }).unwrap();
     let scratch = workspace.scratch();
     // SAFETY: all is as large as the batch says, and only this team uses it.
-    let job = |worker: &Worker<'_>| unsafe { attention.run(isa, worker, batch, scratch.part(worker.index()).own) };
+    let job = |worker: &Worker<'_>| unsafe {
+        let scratch = scratch.part(worker.index()).own;
+        match (tokens, kv_heads) {
+            ([_], 1) => attention.run_heads(isa, worker, batch, scratch),
+            _ => attention.run(isa, worker, batch, scratch),
+        }
+    };
     Team::new(threads).unwrap().run(job);
     output
 }
@@ -154,6 +160,28 @@ const SCALE: f32 = 0.7;
 
 fn query(random: &mut ChaCha8Rng, shape: Shape) -> Vec<f32> {
     rounded(shape.element, &values(random, shape.heads * shape.head_dim))
+}
+
+#[test]
+fn members_that_share_out_heads_find_what_one_does() {
+    let mut random = random();
+    let shape = Shape { element: ElementType::Bf16, stored: ElementType::Bf16, heads: 5, kv_heads: 1, head_dim: 32 };
+    for isa in Isa::available() {
+        let contexts = Contexts::random(&mut random, shape, &[700]);
+        let cache = Cache::new(&mut random, isa, &contexts, 16);
+        // A short context, and one that is cut where there is room for records; and padding.
+        for position in [30, 699, -1] {
+            let token: Token = (0, position, query(&mut random, shape));
+            let two = run(isa, 1, false, &contexts, &cache, &[token.clone(), token.clone()]);
+            for (threads, records) in [(1, false), (2, true), (3, false), (7, true)] {
+                let alone = run(isa, threads, records, &contexts, &cache, std::slice::from_ref(&token));
+                assert!(
+                    alone == two[..alone.len()],
+                    "{isa}, {threads} threads, position {position}, records={records}"
+                );
+            }
+        }
+    }
 }
 
 /// One shape on one path: against the reference; then in other blocks, by other teams, in chunks and alone.

@@ -116,6 +116,7 @@ pub(super) fn accesses(work: &Work, dim: Dim, limits: &Sizes) -> Vec<Access> {
                 Access::read(bytes(attention.queries, rows, row_bytes), Who::Anybody),
                 Access::read(attention.cache.addresses(), Who::Anybody),
                 Access::write(bytes(attention.output, rows, row_bytes), Who::Anybody),
+                Access::write(bytes(attention.records.begin, 1, attention.records.bytes), Who::Anybody),
             ]
         }
     }

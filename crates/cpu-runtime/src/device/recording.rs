@@ -9,7 +9,7 @@ use crate::isa::Isa;
 use crate::linear::{self, Job, Share};
 use crate::memory::{self, AllocationError, Buffer};
 use crate::row::RowProgram;
-use crate::team::{Sharing, Worker};
+use crate::team::Worker;
 use allotrope_graph::{Dim, Sizes};
 use std::sync::Arc;
 
@@ -91,11 +91,9 @@ impl Parts {
                 .flat_map(|(launch, phases)| phases.iter().enumerate().map(move |(index, it)| ((launch, index), it)))
         };
         let single = phases().all(|(_, phase)| limits.of(phase.rows) <= 1);
-        if persistent
-            && single
-            && threads > 1
-            && let Some((parts, private)) = persistent::parts(phases(), limits, threads)?
-        {
+        let resident = persistent && single && threads > 1;
+        let resident = if resident { persistent::parts(phases(), limits, threads)? } else { None };
+        if let Some((parts, private)) = resident {
             return Ok(Self { parts, _private: Some(private) });
         }
         let mut open = Open::default();
@@ -155,10 +153,7 @@ impl Part {
                 PartWork::Heads(attention) => {
                     let batch = Batch { tokens: rows, sequences: sizes.sequences, blocks: sizes.blocks };
                     if let Some(attention) = attention.of(member) {
-                        let own = attention.heads_of_one_token(worker.partition(attention.heads));
-                        if own.heads > 0 {
-                            worker.with_sharing(Sharing::Alone, || own.run(isa, worker, batch, scratch.own));
-                        }
+                        attention.run_heads(isa, worker, batch, scratch.own);
                     }
                 }
             }

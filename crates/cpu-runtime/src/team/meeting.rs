@@ -3,7 +3,7 @@
 //! All that threads of a team say to each other goes through this file, over the types of `sync`, so that a model
 //! checker can put its own in their place (`tests/loom.rs`).
 
-use super::sync::{AtomicBool, AtomicU32, Condvar, Moment, Mutex, Ordering, fence, lock, poll};
+use super::sync::{AtomicBool, AtomicU32, Condvar, Moment, Mutex, Ordering, fence, lock, poll, polled};
 
 /// A counter on a cache line of its own (two, since processors fetch lines in pairs).
 #[repr(align(128))]
@@ -114,12 +114,13 @@ impl Meetings {
     }
 
     /// Comes to meeting `number`, and waits for the others of `count` members. What any of them wrote before is visible
-    /// to all after it. The nanoseconds that this member has slept, or `None` if the meeting was abandoned.
+    /// to all after it. The nanoseconds that this member has waited if it had to sleep, else 0; `None` if the meeting was
+    /// abandoned.
     pub(super) fn meet(&self, index: usize, count: usize, number: u32, spins: bool) -> Option<u64> {
         let group = if count <= self.flat { 1 } else { self.flat };
         let first = index - index % group;
-        let mut slept = 0;
-        let mut wait = |counter: &Counter| slept += self.wait(counter, number, spins);
+        let mut waited = 0;
+        let mut wait = |counter: &Counter| waited += self.wait(counter, number, spins);
         if index == first {
             for member in first + 1..count.min(first + group) {
                 wait(&self.seats[member].arrived);
@@ -139,14 +140,14 @@ impl Meetings {
             self.bed.wake();
             wait(&self.seats[first].released);
         }
-        (!self.abandoned.load(Ordering::Relaxed)).then_some(slept)
+        (!self.abandoned.load(Ordering::Relaxed)).then_some(waited)
     }
 
     /// Finishes dispatch `number`. For member 0, all are done when it returns.
     pub(super) fn finish(&self, index: usize, count: usize, number: u32, spins: bool) -> u64 {
         let group = if count <= self.flat { 1 } else { self.flat };
-        let mut slept = 0;
-        let mut wait = |member: usize| slept += self.wait_finished(&self.seats[member].finished, number, spins);
+        let mut waited = 0;
+        let mut wait = |member: usize| waited += self.wait_finished(&self.seats[member].finished, number, spins);
         if index.is_multiple_of(group) {
             (index + 1..count.min(index + group)).for_each(&mut wait);
         }
@@ -156,7 +157,7 @@ impl Meetings {
             self.seats[index].finished.0.store(number, Ordering::Release);
             self.bed.wake();
         }
-        slept
+        waited
     }
 
     /// Lets nobody wait at this dispatch's meetings any more.
@@ -185,11 +186,11 @@ impl Meetings {
             return 0;
         }
         self.bed.wake();
-        self.bed.sleep(ready)
+        polled(spins) + self.bed.sleep(ready)
     }
 
     fn wait_finished(&self, counter: &Counter, number: u32, spins: bool) -> u64 {
         let ready = || counter.reached(number);
-        if poll(spins, ready) { 0 } else { self.bed.sleep(ready) }
+        if poll(spins, ready) { 0 } else { polled(spins) + self.bed.sleep(ready) }
     }
 }

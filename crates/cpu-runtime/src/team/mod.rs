@@ -94,8 +94,8 @@ struct Shared {
     brief: Brief,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    /// The most nanoseconds that a member has slept in the present dispatch.
-    slept: AtomicU64,
+    /// The most nanoseconds that a member has waited in the present dispatch where it had to sleep.
+    waited: AtomicU64,
     /// Two sets of unit cursors, used by alternate phases (see [`Worker::for_each_unit`]).
     cursors: [Box<[Cursor]>; 2],
 }
@@ -166,7 +166,7 @@ impl Team {
             },
             stop: AtomicBool::new(false),
             panic: Mutex::new(None),
-            slept: AtomicU64::new(0),
+            waited: AtomicU64::new(0),
             cursors: [cursors(), cursors()],
         });
         let roster = Mutex::new(Roster::new(threads));
@@ -229,10 +229,11 @@ impl Team {
         // SAFETY: all workers have finished.
         unsafe { *shared.brief.job.get() = None };
         shared.brief.passed.store(passed, Ordering::Relaxed);
-        let slept = shared.slept.load(Ordering::Relaxed);
-        if slept > 0 {
-            shared.slept.store(0, Ordering::Relaxed);
-            roster.judge(slept, begin.nanoseconds(), |thread| self.delays(thread));
+        let waited = shared.waited.load(Ordering::Relaxed);
+        // In a team of more threads than processors, members wait for each other's.
+        if waited > 0 && shared.spins {
+            shared.waited.store(0, Ordering::Relaxed);
+            roster.judge(waited, begin.nanoseconds(), |thread| self.delays(thread));
         }
         if shared.meetings.restart(passed) {
             self.reset_cursors();
@@ -299,8 +300,8 @@ fn work(shared: &Shared, thread: usize) {
     }
 }
 
-/// Runs one member's part, and gives the number of barriers that it has passed in its life.
-fn member(shared: &Shared, index: usize, job: Job<'_>) -> u32 {
+/// Runs one member's part, and gives the number of barriers that the team has passed, and how long the member has waited.
+fn member(shared: &Shared, index: usize, job: Job<'_>) -> (u32, u64) {
     struct Inside;
     impl Drop for Inside {
         fn drop(&mut self) {
@@ -311,10 +312,10 @@ fn member(shared: &Shared, index: usize, job: Job<'_>) -> u32 {
     let _inside = Inside;
     let passed = Cell::new(shared.brief.passed.load(Ordering::Relaxed));
     let present = shared.brief.present.load(Ordering::Relaxed);
-    let worker =
-        Worker { shared, index, present, passed, shared_out: Cell::new(false), sharing: Cell::new(Sharing::TakeOver) };
+    let (shared_out, sharing, waited) = (Cell::new(false), Cell::new(Sharing::TakeOver), Cell::new(0));
+    let worker = Worker { shared, index, present, passed, shared_out, sharing, waited };
     job(&worker);
-    worker.next_phase()
+    (worker.next_phase(), worker.waited.get())
 }
 
 /// Runs one member's part and says that it is done; for member 0, all are done then. A panic is kept for the caller and
@@ -322,24 +323,24 @@ fn member(shared: &Shared, index: usize, job: Job<'_>) -> u32 {
 fn guarded_member(shared: &Shared, index: usize, job: Job<'_>) -> u32 {
     let (dispatch, present) =
         (shared.brief.dispatch.load(Ordering::Relaxed), shared.brief.present.load(Ordering::Relaxed));
-    let passed = catch_unwind(AssertUnwindSafe(|| member(shared, index, job))).unwrap_or_else(|panic| {
+    let (passed, waited) = catch_unwind(AssertUnwindSafe(|| member(shared, index, job))).unwrap_or_else(|panic| {
         if !panic.is::<Abandoned>() {
             lock(&shared.panic).get_or_insert(panic);
         }
         shared.meetings.abandon();
-        shared.brief.passed.load(Ordering::Relaxed)
+        (shared.brief.passed.load(Ordering::Relaxed), 0)
     });
-    let slept = shared.meetings.finish(index, present, dispatch, shared.spins);
-    shared.note_sleep(slept);
-    passed
-}
-
-impl Shared {
-    fn note_sleep(&self, nanoseconds: u64) {
+    let note = |nanoseconds: u64| {
         if nanoseconds > 0 {
-            self.slept.fetch_max(nanoseconds, Ordering::Relaxed);
+            shared.waited.fetch_max(nanoseconds, Ordering::Relaxed);
         }
+    };
+    note(waited);
+    let finishing = shared.meetings.finish(index, present, dispatch, shared.spins);
+    if index == 0 {
+        note(waited + finishing);
     }
+    passed
 }
 
 /// How [`Worker::for_each_unit`] shares out units.
@@ -363,6 +364,8 @@ pub struct Worker<'a> {
     shared_out: Cell<bool>,
     /// How units are shared out.
     sharing: Cell<Sharing>,
+    /// Nanoseconds that this member has waited where it had to sleep.
+    waited: Cell<u64>,
 }
 
 impl Worker<'_> {
@@ -377,6 +380,11 @@ impl Worker<'_> {
         self.shared.count
     }
 
+    /// The number of members that take part in this dispatch: their numbers are below it.
+    pub fn present(&self) -> usize {
+        self.present
+    }
+
     /// Waits until every member has called `barrier` as often as this one. What members wrote before it is visible to
     /// all after it.
     pub fn barrier(&self) {
@@ -386,7 +394,7 @@ impl Worker<'_> {
         }
         let number = self.next_phase();
         match shared.meetings.meet(self.index, self.present, number, shared.spins) {
-            Some(slept) => shared.note_sleep(slept),
+            Some(waited) => self.waited.set(self.waited.get() + waited),
             None => resume_unwind(Box::new(Abandoned)),
         }
     }

@@ -8,15 +8,17 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// A dispatch is looked at if a member slept in it for so long, which waking up alone does not take,
-const SLEPT: u64 = 500_000;
-/// and for at least one in so many parts of its time.
-const SLEPT_PART: u64 = 4;
-/// A worker that has waited for a processor for one in so many parts of the time is left out.
-const WAITED_PART: u32 = 5;
+/// The system is asked once members have waited for so many nanoseconds, in one dispatch or many,
+const WAITED: u64 = 200_000;
+/// in the last of them for at least one in so many parts of its time,
+const WAITED_PART: u64 = 16;
+/// and only so often, since asking takes time.
+const INTERVAL: Duration = Duration::from_millis(10);
+/// A worker that has waited for a processor for one in so many parts of the time may be left out.
+const DELAYED_PART: u32 = 20;
 /// How long a worker is left out, at first and at most.
-const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
-/// Two such dispatches must be so close together, or so many times as far apart as they are long, to tell of now.
+const PAUSES: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+/// Two answers must be so close together, or so many times as far apart as a dispatch is long, to tell of now.
 const WINDOW: (Duration, u32) = (Duration::from_millis(50), 4);
 
 /// What is known of one thread.
@@ -36,6 +38,8 @@ struct Standing {
 pub(super) struct Roster {
     threads: Vec<Standing>,
     asked: Instant,
+    /// Nanoseconds that members have waited since then.
+    waits: u64,
     /// Whether places are to be given anew.
     stale: bool,
     /// The earliest return of a thread that is left out.
@@ -46,7 +50,7 @@ impl Roster {
     pub(super) fn new(threads: usize) -> Self {
         let now = Instant::now();
         let standing = Standing { waited: None, until: None, pause: Duration::ZERO, back: now };
-        Self { threads: vec![standing; threads], asked: now, stale: true, next_return: None }
+        Self { threads: vec![standing; threads], asked: now, waits: 0, stale: true, next_return: None }
     }
 
     /// Whether other threads take part than in the dispatch before.
@@ -71,12 +75,14 @@ impl Roster {
         }
     }
 
-    /// Looks at a dispatch that took `wall` nanoseconds, of which some member slept `slept`. `delays` says where a thread's
-    /// waiting times are to be found.
-    pub(super) fn judge(&mut self, slept: u64, wall: u64, delays: impl Fn(usize) -> Option<PathBuf>) {
-        if slept < SLEPT || slept < wall / SLEPT_PART {
+    /// Looks at a dispatch that took `wall` nanoseconds, of which some member waited for others `waits` and had to sleep.
+    /// `delays` says where it is to be found how long a thread has waited for a processor.
+    pub(super) fn judge(&mut self, waits: u64, wall: u64, delays: impl Fn(usize) -> Option<PathBuf>) {
+        self.waits = self.waits.saturating_add(waits);
+        if self.waits < WAITED || waits < wall / WAITED_PART || self.asked.elapsed() < INTERVAL {
             return;
         }
+        self.waits = 0;
         let waited: Vec<_> = (0..self.threads.len()).map(|thread| waited(&delays(thread)?)).collect();
         self.decide(Instant::now(), Duration::from_nanos(wall), &waited);
     }
@@ -94,7 +100,13 @@ impl Roster {
             }
         }
         let Some((waits, index)) = latest else { return };
-        if passed > WINDOW.0.max(wall * WINDOW.1) || waits < passed / WAITED_PART {
+        if passed > WINDOW.0.max(wall * WINDOW.1) || waits < passed / DELAYED_PART {
+            return;
+        }
+        // A team of n that waits for one part in n of its time is as fast as one of n - 1, where work divides evenly, which
+        // it does not quite.
+        let present = self.threads.iter().filter(|thread| thread.until.is_none()).count();
+        if waits * 3 * u32::try_from(present).unwrap_or(u32::MAX) < passed * 2 {
             return;
         }
         // The caller can't be left out. Without one of the workers there is a processor for it to move to.

@@ -9,6 +9,11 @@ use std::time::{Duration, Instant};
 /// shorter than a scheduling quantum.
 const SPIN: Duration = Duration::from_micros(30);
 
+/// Nanoseconds that a member has polled before it sleeps.
+pub(super) fn polled(spins: bool) -> u64 {
+    if spins { SPIN.as_nanos() as u64 } else { 0 }
+}
+
 /// Polls without a pause in between, which takes longer than another member needs to answer.
 const EAGER_POLLS: u32 = 48;
 
