@@ -13,6 +13,10 @@ use crate::json;
 /// so that a neighbour's page is never released.
 const ADVICE_UNIT: usize = 64 << 10;
 
+/// What is asked for at a time: of a larger range, Linux reads the beginning and forgets the rest. How much it reads is a property
+/// of the disk, and this its usual default (`read_ahead_kb`).
+const READ_AHEAD: usize = 128 << 10;
+
 /// A read-only mapping of one file.
 #[derive(Debug)]
 pub(super) struct Mapping {
@@ -48,8 +52,12 @@ impl Mapping {
     pub(super) fn will_need(&self, range: Range<usize>) {
         let start = range.start - range.start % ADVICE_UNIT;
         #[cfg(unix)]
-        if let Err(error) = self.map.advise_range(memmap2::Advice::WillNeed, start, range.end - start) {
-            tracing::debug!(path = %self.path.display(), %error, "the kernel declined to read weights ahead");
+        for start in (start..range.end).step_by(READ_AHEAD) {
+            let bytes = READ_AHEAD.min(range.end - start);
+            if let Err(error) = self.map.advise_range(memmap2::Advice::WillNeed, start, bytes) {
+                tracing::debug!(path = %self.path.display(), %error, "the kernel declined to read weights ahead");
+                return;
+            }
         }
     }
 
