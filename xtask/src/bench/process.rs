@@ -29,10 +29,22 @@ pub(super) struct Output {
 /// # Errors
 /// If it can't be started or fails; the message ends with what it wrote to standard error.
 pub(super) fn capture(program: &Path, arguments: &[&str]) -> Result<Output, TaskError> {
-    let command = format!("{} {}", program.display(), arguments.join(" "));
-    let start = |source| TaskError::Start { command: command.clone(), source };
-    let mut child = Command::new(program)
-        .args(arguments)
+    watch(Command::new(program).args(arguments))
+}
+
+/// As [`capture`], with a folder of its own for what the program keeps between starts.
+///
+/// # Errors
+/// As there.
+pub(super) fn capture_with_cache(program: &Path, arguments: &[&str], cache: &Path) -> Result<Output, TaskError> {
+    watch(Command::new(program).args(arguments).env("XDG_CACHE_HOME", cache))
+}
+
+fn watch(command: &mut Command) -> Result<Output, TaskError> {
+    let words = [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy());
+    let text = words.collect::<Vec<_>>().join(" ");
+    let start = |source| TaskError::Start { command: text.clone(), source };
+    let mut child = command
         .current_dir(workspace::root())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -54,7 +66,7 @@ pub(super) fn capture(program: &Path, arguments: &[&str]) -> Result<Output, Task
     if status.success() {
         return Ok(output);
     }
-    Err(TaskError::Message(format!("`{command}` failed ({status}):\n{}", output.stderr.trim_end())))
+    Err(TaskError::Message(format!("`{text}` failed ({status}):\n{}", output.stderr.trim_end())))
 }
 
 /// What a reading thread read; nothing if the pipe broke, which the program's exit status tells about.
@@ -96,6 +108,9 @@ mod tests {
         let error = capture(Path::new("sh"), &["-c", "echo why >&2; exit 3"]).unwrap_err().to_string();
         assert!(error.contains("why") && error.contains('3'), "{error}");
         assert!(capture(Path::new("no-such-program"), &[]).is_err());
+        let cache = Path::new("/a/cache");
+        let output = capture_with_cache(Path::new("sh"), &["-c", "echo $XDG_CACHE_HOME"], cache).unwrap();
+        assert_eq!(output.stdout, "/a/cache\n");
     }
 
     #[test]
