@@ -9,9 +9,10 @@ use std::time::Duration;
 use crate::error::TaskError;
 use crate::workspace;
 
-/// How often the kernel's counters of a process are read. They only grow, so the last reading misses at most what
-/// happened in this time.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// How often the kernel's counters of a process are read: often at first, as some processes end soon. They only grow, so the
+/// last reading misses at most what happened in this time.
+const FIRST_INTERVAL: Duration = Duration::from_millis(1);
+const LAST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What a program left behind.
 #[derive(Debug, Default)]
@@ -54,12 +55,14 @@ fn watch(command: &mut Command) -> Result<Output, TaskError> {
     let stdout = child.stdout.take().map(|pipe| thread::spawn(move || std::io::read_to_string(pipe)));
     let stderr = child.stderr.take().map(|pipe| thread::spawn(move || std::io::read_to_string(pipe)));
     let mut output = Output::default();
+    let mut interval = FIRST_INTERVAL;
     let status = loop {
         output.observe(child.id());
         if let Some(status) = child.try_wait().map_err(start)? {
             break status;
         }
-        thread::sleep(POLL_INTERVAL);
+        thread::sleep(interval);
+        interval = interval.mul_f64(1.1).min(LAST_INTERVAL);
     };
     output.stdout = joined(stdout);
     output.stderr = joined(stderr);
@@ -80,7 +83,8 @@ impl Output {
         if let Ok(status) = fs::read_to_string(format!("/proc/{id}/status"))
             && let Some(kibibytes) = field(&status, "VmHWM:")
         {
-            self.peak_memory_bytes = Some(kibibytes * 1024);
+            // While a program is being loaded it has none.
+            self.peak_memory_bytes = self.peak_memory_bytes.max(Some(kibibytes * 1024).filter(|bytes| *bytes > 0));
         }
         if let Ok(io) = fs::read_to_string(format!("/proc/{id}/io"))
             && let Some(bytes) = field(&io, "read_bytes:")
