@@ -148,7 +148,7 @@ fn level_curve(measured: &Measurement) -> Option<Plot> {
     }
     let description = format!(
         "What each level's start costs and what its speed is, {}: filled points for starts with the checkpoint in the page cache, hollow \
-         ones without. Crosses go from the least to the most of {} rounds.",
+         ones without. Crosses go from the least to the most of {} rounds. The axes need not begin at zero.",
         measured.model_name(),
         measured.runs
     );
@@ -275,7 +275,7 @@ fn bars(measured: &Measurement, name: &'static str, title: &str, panels: Vec<Pan
         panel.draw(&mut canvas, (16.0 + width * index as f64, width - 16.0), measured.levels());
     }
     let description = format!(
-        "{title} at each level, {}: the bar is the median and the line on it goes from the least to the most of {} rounds. The dashed line is the \
+        "{title} at each level, {}: the bar, with its number below it, is the median, and the line on it goes from the least to the most of {} rounds. The dashed line is the \
          most that the machine allows: by its measured read bandwidth (every step reads all weights), or by its measured peak of bf16 dot \
          products.",
         measured.model_name(),
@@ -299,14 +299,14 @@ impl Panel {
             canvas.bar((x + 0.12 * slot, y), (0.76 * slot, BOTTOM - y), &format!("fill-{}", colour(index)), &says);
             let middle = x + 0.5 * slot;
             canvas.line((middle, scale.at(speed.minimum)), (middle, scale.at(speed.maximum)), "spread");
-            canvas.text((middle, scale.at(speed.maximum) - 5.0), Anchor::Middle, "small", &show(speed.median));
+            canvas.text((middle, BOTTOM + 14.0), Anchor::Middle, "small", &show(speed.median));
         }
         canvas.line((left, BOTTOM), (left + width, BOTTOM), "axis");
-        canvas.text((left + 0.5 * width, BOTTOM + 20.0), Anchor::Middle, "label", &self.title);
+        canvas.text((left + 0.5 * width, BOTTOM + 32.0), Anchor::Middle, "label", &self.title);
         if let Some(ceiling) = self.ceiling {
             let by = if matches!(ceiling, Ceiling::Memory(_)) { "memory" } else { "arithmetic" };
             let text = format!("{by} allows {}", show(ceiling.tokens_per_second()));
-            canvas.text((left + 0.5 * width, BOTTOM + 40.0), Anchor::Middle, "muted", &text);
+            canvas.text((left + 0.5 * width, BOTTOM + 48.0), Anchor::Middle, "muted", &text);
         }
         if let Some(ceiling) = drawn {
             let y = scale.at(ceiling.tokens_per_second());
