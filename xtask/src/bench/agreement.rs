@@ -88,7 +88,7 @@ pub(super) fn compare(subject: &Subject<'_>) -> Result<Agreement, TaskError> {
             &device,
             "--quiet",
         ];
-        process::capture(program, &arguments)?;
+        process::capture_with_cache(program, &arguments, &folder.join("cache"))?;
         let bytes = fs::read(&out).map_err(TaskError::file(&out))?;
         match &first {
             Some((_, expected)) => agreement.others.push((level_name, bytes == *expected)),

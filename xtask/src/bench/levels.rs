@@ -47,7 +47,8 @@ pub(super) struct Plan<'a> {
 /// What one process does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
-    /// Starts with the checkpoint out of the page cache and continues the shortest prompt.
+    /// Starts with the checkpoint out of the page cache and no tuned or compiled kernels kept, and continues the shortest
+    /// prompt.
     Cold,
     /// Starts with the checkpoint in the page cache and continues the shortest prompt.
     Warm,
@@ -103,6 +104,17 @@ impl Plan<'_> {
         if !self.warm_only {
             kinds.insert(0, Kind::Cold);
         }
+        if self.warm_only {
+            // What is kept between starts is there for a warm one.
+            for (program, level) in
+                self.programs.iter().flat_map(|program| self.levels.iter().map(move |level| (program, level)))
+            {
+                let started = self.measure(Kind::Warm, *level, program);
+                if !program.other {
+                    started?;
+                }
+            }
+        }
         let mut forward = true;
         for round in 1..=self.runs {
             for kind in &kinds {
@@ -131,7 +143,7 @@ impl Plan<'_> {
         if state.unable.contains(&(program, kind)) {
             return Ok(());
         }
-        let parsed = match self.measure(kind, *name, &build.path) {
+        let parsed = match self.measure(kind, *name, build) {
             Err(error) if build.other => {
                 state.outcome.notes.push(format!(
                     "Not measured at {}, {}: {}",
@@ -164,10 +176,15 @@ impl Plan<'_> {
     }
 
     /// One process.
-    fn measure(&self, kind: Kind, level: OptimizationLevel, program: &Path) -> Result<Parsed, TaskError> {
+    fn measure(&self, kind: Kind, level: OptimizationLevel, program: &Program) -> Result<Parsed, TaskError> {
         let prompts = self.folder.join("prompts.jsonl");
         fs::write(&prompts, prompt_lines(&self.prompts(kind))).map_err(TaskError::file(&prompts))?;
+        // Of each build and level its own: one must not find what another left.
+        let cache = self.folder.join(format!("cache-{}-{level}", if program.other { "other" } else { "this" }));
         if kind == Kind::Cold {
+            if cache.exists() {
+                fs::remove_dir_all(&cache).map_err(TaskError::file(&cache))?;
+            }
             page_cache::drop_files(self.model)?;
         }
         let (model, prompts) = (self.model.to_string_lossy(), prompts.to_string_lossy());
@@ -185,7 +202,7 @@ impl Plan<'_> {
         if let Some(sequences) = &sequences {
             arguments.extend(["--max-num-seqs", sequences]);
         }
-        Parsed::read(&process::capture(program, &arguments)?)
+        Parsed::read(&process::capture_with_cache(&program.path, &arguments, &cache)?)
     }
 
     /// The prompts of a kind of process. No two begin alike, so that the prefix cache has nothing to give.
@@ -332,8 +349,10 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let path = folder.join(name);
         let calls = folder.join("calls").display().to_string();
+        let found = folder.join("found").display().to_string();
         let text = format!(
-            "#!/bin/sh\necho {name} \"$@\" >> {calls}\n{answer}\nfor p in $(cat \"$5\" | tr -d ' '); do\n\
+            "#!/bin/sh\necho {name} \"$@\" >> {calls}\n{answer}\n\
+             if [ -d $XDG_CACHE_HOME ]; then echo 1; else mkdir $XDG_CACHE_HOME; echo 0; fi >> {found}\nfor p in $(cat \"$5\" | tr -d ' '); do\n\
              echo '{{\"tokens\":[1,2],\"prompt_tokens\":4,\"timings\":{{\"prefill_seconds\":0.5}}}}'; done\n\
              echo '{{\"device\":\"cpu\",\"startup\":{{\"ready_seconds\":1,\"unclaimed_seconds\":0}},\"weight_bytes_per_step\":1,\
              \"decode\":{{\"tokens_per_second\":4}},\"launches_per_decode_step\":1,\"submissions_per_decode_step\":1,\"recordings\":1}}' >&2\n"
@@ -374,6 +393,10 @@ mod tests {
             }
         }
         let calls = fs::read_to_string(folder.path().join("calls")).unwrap();
+        // Each build and level has a cache of its own, which is empty at a cold start and stays for the others.
+        let found = fs::read_to_string(folder.path().join("found")).unwrap();
+        let expected = [&["0"; 4][..], &["1"; 4 + 2 + 4]].concat();
+        assert_eq!(found.lines().collect::<Vec<_>>(), [&expected[..], &expected[..]].concat());
         let order: Vec<String> = calls
             .lines()
             .map(|line| {

@@ -194,11 +194,12 @@ fn measure(options: &Options, model: &Path, shown: &str) -> Result<Measurement, 
         warm_only: options.warm_only,
         measure_machine: !options.quick,
     };
-    let outcome = plan.run(&mut measured.machine)?;
+    // First, as it takes seconds: what can't be compared is not measured for minutes.
     let (program, folder) = (programs.first().map_or(Path::new(""), |program| &program.path), folder.path());
     let (device, levels) = (options.device, &options.levels[..]);
     measured.bits =
         agreement::compare(&Compared { program, model, folder, vocabulary: subject.vocabulary(), device, levels })?;
+    let outcome = plan.run(&mut measured.machine)?;
     let context = size.prompt_tokens.first().map_or(0, |shortest| shortest + size.new_tokens / 2);
     measured.work = subject.work(&size.prompt_tokens, context);
     measured.checkpoint_bytes = page_cache::checkpoint_bytes(model)?;

@@ -9,9 +9,10 @@ use std::time::Duration;
 use crate::error::TaskError;
 use crate::workspace;
 
-/// How often the kernel's counters of a process are read. They only grow, so the last reading misses at most what
-/// happened in this time.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// How often the kernel's counters of a process are read: often at first, as some processes end soon. They only grow, so the
+/// last reading misses at most what happened in this time.
+const FIRST_INTERVAL: Duration = Duration::from_millis(1);
+const LAST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What a program left behind.
 #[derive(Debug, Default)]
@@ -29,10 +30,22 @@ pub(super) struct Output {
 /// # Errors
 /// If it can't be started or fails; the message ends with what it wrote to standard error.
 pub(super) fn capture(program: &Path, arguments: &[&str]) -> Result<Output, TaskError> {
-    let command = format!("{} {}", program.display(), arguments.join(" "));
-    let start = |source| TaskError::Start { command: command.clone(), source };
-    let mut child = Command::new(program)
-        .args(arguments)
+    watch(Command::new(program).args(arguments))
+}
+
+/// As [`capture`], with a folder of its own for what the program keeps between starts.
+///
+/// # Errors
+/// As there.
+pub(super) fn capture_with_cache(program: &Path, arguments: &[&str], cache: &Path) -> Result<Output, TaskError> {
+    watch(Command::new(program).args(arguments).env("XDG_CACHE_HOME", cache))
+}
+
+fn watch(command: &mut Command) -> Result<Output, TaskError> {
+    let words = [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy());
+    let text = words.collect::<Vec<_>>().join(" ");
+    let start = |source| TaskError::Start { command: text.clone(), source };
+    let mut child = command
         .current_dir(workspace::root())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -42,19 +55,21 @@ pub(super) fn capture(program: &Path, arguments: &[&str]) -> Result<Output, Task
     let stdout = child.stdout.take().map(|pipe| thread::spawn(move || std::io::read_to_string(pipe)));
     let stderr = child.stderr.take().map(|pipe| thread::spawn(move || std::io::read_to_string(pipe)));
     let mut output = Output::default();
+    let mut interval = FIRST_INTERVAL;
     let status = loop {
         output.observe(child.id());
         if let Some(status) = child.try_wait().map_err(start)? {
             break status;
         }
-        thread::sleep(POLL_INTERVAL);
+        thread::sleep(interval);
+        interval = interval.mul_f64(1.1).min(LAST_INTERVAL);
     };
     output.stdout = joined(stdout);
     output.stderr = joined(stderr);
     if status.success() {
         return Ok(output);
     }
-    Err(TaskError::Message(format!("`{command}` failed ({status}):\n{}", output.stderr.trim_end())))
+    Err(TaskError::Message(format!("`{text}` failed ({status}):\n{}", output.stderr.trim_end())))
 }
 
 /// What a reading thread read; nothing if the pipe broke, which the program's exit status tells about.
@@ -68,7 +83,8 @@ impl Output {
         if let Ok(status) = fs::read_to_string(format!("/proc/{id}/status"))
             && let Some(kibibytes) = field(&status, "VmHWM:")
         {
-            self.peak_memory_bytes = Some(kibibytes * 1024);
+            // While a program is being loaded it has none.
+            self.peak_memory_bytes = self.peak_memory_bytes.max(Some(kibibytes * 1024).filter(|bytes| *bytes > 0));
         }
         if let Ok(io) = fs::read_to_string(format!("/proc/{id}/io"))
             && let Some(bytes) = field(&io, "read_bytes:")
@@ -96,6 +112,9 @@ mod tests {
         let error = capture(Path::new("sh"), &["-c", "echo why >&2; exit 3"]).unwrap_err().to_string();
         assert!(error.contains("why") && error.contains('3'), "{error}");
         assert!(capture(Path::new("no-such-program"), &[]).is_err());
+        let cache = Path::new("/a/cache");
+        let output = capture_with_cache(Path::new("sh"), &["-c", "echo $XDG_CACHE_HOME"], cache).unwrap();
+        assert_eq!(output.stdout, "/a/cache\n");
     }
 
     #[test]

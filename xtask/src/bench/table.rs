@@ -96,11 +96,14 @@ fn verdict(ratios: Summary, better: Better) -> &'static str {
 /// What was measured, in one sentence each.
 pub(super) fn heading(measured: &Measurement) -> String {
     format!(
-        "{} ({:.1} MB of weights) on {}; median (least..most) of {} rounds",
+        "{} ({:.1} MB of weights) on {}; {}",
         measured.model_name(),
         measured.checkpoint_bytes as f64 / 1e6,
         if measured.on_cpu() { "the CPU" } else { &measured.device },
-        measured.runs
+        match measured.runs {
+            1 => "one round".to_owned(),
+            runs => format!("median (least..most) of {runs} rounds"),
+        }
     )
 }
 

@@ -74,6 +74,7 @@ impl Colours {
             let _ = writeln!(style, ".fill-{index} {{ fill: {colour} }}");
             let _ = writeln!(style, ".stroke-{index} {{ stroke: {colour}; fill: none; stroke-width: 2 }}");
         }
+        let _ = writeln!(style, ".fill-key {{ fill: {muted} }}\n.stroke-key {{ stroke: {muted}; stroke-width: 2 }}");
         // The last word, since it overrules the fill of a stroke.
         let _ = writeln!(style, ".hollow {{ fill: {background} }}\n.thin {{ stroke-width: 1 }}");
         style

@@ -109,6 +109,14 @@ fn level_curve(measured: &Measurement) -> Option<Plot> {
     horizontal_axis(&mut canvas, &x, "ready after, ms");
     vertical_axis(&mut canvas, &y, "decoded tokens per second, one sequence");
     legend(&mut canvas, levels);
+    let keys = [("warm start", "fill-key", &warm), ("cold start", "stroke-key hollow", &cold)];
+    for (place, (start, class, _)) in
+        keys.into_iter().filter(|(_, _, points)| points.iter().any(Option::is_some)).enumerate()
+    {
+        let left = 256.0 + 96.0 * place as f64;
+        canvas.point((left, 43.0), 5.0, class, start);
+        canvas.text((left + 10.0, 47.5), Anchor::Start, "label", start);
+    }
     for (points, start, class) in [(&cold, "cold", "curve dashed"), (&warm, "warm", "curve")] {
         let medians: Vec<(f64, f64)> =
             points.iter().flatten().map(|(ready, speed)| (x.at(ready.median), y.at(speed.median))).collect();
@@ -140,7 +148,7 @@ fn level_curve(measured: &Measurement) -> Option<Plot> {
     }
     let description = format!(
         "What each level's start costs and what its speed is, {}: filled points for starts with the checkpoint in the page cache, hollow \
-         ones without. Crosses go from the least to the most of {} rounds.",
+         ones without. Crosses go from the least to the most of {} rounds. The axes need not begin at zero.",
         measured.model_name(),
         measured.runs
     );
@@ -158,16 +166,12 @@ fn tokens(measured: &Measurement, cold: bool) -> Option<Plot> {
             Some((index, level.course(cold)?, summary(samples, |sample| sample.ready_seconds)?.median))
         })
         .collect();
-    let (_, first, _) = courses.first()?;
-    let break_evens: Vec<(usize, f64, f64)> = courses
-        .iter()
-        .skip(1)
-        .map(|(index, course, _)| (*index, course.break_even(*first), *course))
-        .filter(|(_, tokens, _)| tokens.is_finite() && *tokens > 0.0)
-        .map(|(index, tokens, course)| (index, tokens, course.seconds_at(tokens)))
-        .collect();
+    if courses.is_empty() {
+        return None;
+    }
+    let break_evens = break_evens(&courses);
     let latest_first = courses.iter().map(|(_, course, _)| course.first_token_seconds).fold(0.0, f64::max);
-    let latest_even = break_evens.iter().map(|(_, _, seconds)| *seconds).fold(0.0, f64::max);
+    let latest_even = break_evens.iter().map(|even| even.seconds).fold(0.0, f64::max);
     let end = (1.25 * latest_even).max(2.0 * latest_first);
     let tokens_at = |course: &Course| 1.0 + (end - course.first_token_seconds) * course.decode_tokens_per_second;
     let most = courses.iter().map(|(_, course, _)| tokens_at(course)).fold(1.0, f64::max);
@@ -183,23 +187,46 @@ fn tokens(measured: &Measurement, cold: bool) -> Option<Plot> {
         let points = points.map(|(seconds, tokens)| (x.at(seconds * factor), y.at(tokens)));
         canvas.polyline(&points, &format!("stroke-{}", colour(*index)));
     }
-    for (place, (index, tokens, seconds)) in break_evens.iter().enumerate() {
-        let name = levels.get(*index).map_or("", |level| &level.level);
-        let text = format!("{name} is ahead from token {} on", show(*tokens));
-        let point = (x.at(seconds * factor), y.at(*tokens));
-        canvas.point(point, 5.0, &format!("stroke-{} hollow", colour(*index)), &text);
-        canvas.text((RIGHT - 8.0, BOTTOM - 12.0 - 18.0 * place as f64), Anchor::End, "label", &text);
+    for (place, even) in break_evens.iter().enumerate() {
+        let name = |index: usize| levels.get(index).map_or("", |level| &level.level);
+        let text = format!("{} is ahead of {} from token {} on", name(even.level), name(even.base), show(even.tokens));
+        let point = (x.at(even.seconds * factor), y.at(even.tokens));
+        canvas.point(point, 5.0, &format!("stroke-{} hollow", colour(even.level)), &text);
+        canvas.text((LEFT + 12.0, TOP + 16.0 + 18.0 * place as f64), Anchor::Start, "label", &text);
     }
     let start = if cold { "cold" } else { "warm" };
-    let base = levels.first().map_or("", |level| &level.level);
     let description = format!(
         "Tokens of one sequence over time at each level, from the medians of {start} starts: nothing until ready, the prompt of {} tokens, \
-         then a line as steep as decoding is fast. Circles mark where a level has overtaken {base} for good; one without a circle \
-         is ahead from the start, or never.",
+         then a line as steep as decoding is fast. Circles mark where a level has overtaken the first one, or the one before it, for \
+         good; where there is no circle it is ahead from the start, or never.",
         measured.prompt_tokens.first().copied().unwrap_or(0)
     );
     let name = if cold { "tokens-cold" } else { "tokens" };
     Some(Plot::new(name, format!("Tokens over time, {start} start, {}", measured.model_name()), description, canvas))
+}
+
+/// Where a level overtakes another.
+struct BreakEven {
+    level: usize,
+    base: usize,
+    tokens: f64,
+    seconds: f64,
+}
+
+/// Where each level overtakes the first one and the one before it, of those that do so after the first token.
+fn break_evens(courses: &[(usize, Course, f64)]) -> Vec<BreakEven> {
+    let mut found = Vec::new();
+    for (place, (level, course, _)) in courses.iter().enumerate() {
+        let mut bases = vec![0, place.saturating_sub(1)];
+        bases.dedup();
+        for (base, other, _) in bases.into_iter().filter(|base| *base < place).filter_map(|base| courses.get(base)) {
+            let tokens = course.break_even(*other);
+            if tokens.is_finite() && tokens > 0.0 {
+                found.push(BreakEven { level: *level, base: *base, tokens, seconds: course.seconds_at(tokens) });
+            }
+        }
+    }
+    found
 }
 
 /// One group of bars with its own scale.
@@ -248,7 +275,7 @@ fn bars(measured: &Measurement, name: &'static str, title: &str, panels: Vec<Pan
         panel.draw(&mut canvas, (16.0 + width * index as f64, width - 16.0), measured.levels());
     }
     let description = format!(
-        "{title} at each level, {}: the bar is the median and the line on it goes from the least to the most of {} rounds. The dashed line is the \
+        "{title} at each level, {}: the bar, with its number below it, is the median, and the line on it goes from the least to the most of {} rounds. The dashed line is the \
          most that the machine allows: by its measured read bandwidth (every step reads all weights), or by its measured peak of bf16 dot \
          products.",
         measured.model_name(),
@@ -272,14 +299,14 @@ impl Panel {
             canvas.bar((x + 0.12 * slot, y), (0.76 * slot, BOTTOM - y), &format!("fill-{}", colour(index)), &says);
             let middle = x + 0.5 * slot;
             canvas.line((middle, scale.at(speed.minimum)), (middle, scale.at(speed.maximum)), "spread");
-            canvas.text((middle, scale.at(speed.maximum) - 5.0), Anchor::Middle, "small", &show(speed.median));
+            canvas.text((middle, BOTTOM + 14.0), Anchor::Middle, "small", &show(speed.median));
         }
         canvas.line((left, BOTTOM), (left + width, BOTTOM), "axis");
-        canvas.text((left + 0.5 * width, BOTTOM + 20.0), Anchor::Middle, "label", &self.title);
+        canvas.text((left + 0.5 * width, BOTTOM + 32.0), Anchor::Middle, "label", &self.title);
         if let Some(ceiling) = self.ceiling {
             let by = if matches!(ceiling, Ceiling::Memory(_)) { "memory" } else { "arithmetic" };
             let text = format!("{by} allows {}", show(ceiling.tokens_per_second()));
-            canvas.text((left + 0.5 * width, BOTTOM + 40.0), Anchor::Middle, "muted", &text);
+            canvas.text((left + 0.5 * width, BOTTOM + 48.0), Anchor::Middle, "muted", &text);
         }
         if let Some(ceiling) = drawn {
             let y = scale.at(ceiling.tokens_per_second());
@@ -333,9 +360,9 @@ mod tests {
     #[test]
     fn break_even_points_are_marked() {
         let mut measured = measurement();
-        assert!(plot(&all(&measured), "tokens").svg("").contains("O1 is ahead from token 8 on"));
+        assert!(plot(&all(&measured), "tokens").svg("").contains("O1 is ahead of O0 from token 8 on"));
         measured.builds[0].levels[1].warm.iter_mut().for_each(|sample| sample.decode_tokens_per_second = Some(4.0));
-        assert!(!plot(&all(&measured), "tokens").svg("").contains("is ahead from token"));
+        assert!(!plot(&all(&measured), "tokens").svg("").contains("from token"));
     }
 
     #[test]
