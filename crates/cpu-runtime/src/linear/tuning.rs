@@ -30,7 +30,7 @@ pub(crate) struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        Self { stream_bytes: 128 << 10, ahead: 8 << 10, cached_bytes: 512 << 10, unit_columns: 256, run: 8 }
+        Self { stream_bytes: 256 << 10, ahead: 8 << 10, cached_bytes: 512 << 10, unit_columns: 256, run: 8 }
     }
 }
 
@@ -93,7 +93,7 @@ impl Tunings {
     }
 }
 
-const STREAM_BYTES: [usize; 3] = [128 << 10, 64 << 10, 256 << 10];
+const STREAM_BYTES: [usize; 3] = [256 << 10, 128 << 10, 512 << 10];
 const AHEAD: [usize; 3] = [8 << 10, 4 << 10, 16 << 10];
 const CACHED_BYTES: [usize; 3] = [512 << 10, 256 << 10, 1 << 20];
 /// Columns of a unit and tiles of a run.
@@ -245,7 +245,7 @@ mod tests {
             let found = unsafe { search(&team, &mut workspace, isa, &weights.raw(), Some(Instant::now())) };
             assert_eq!(found.unwrap(), Tuning::default());
         }
-        for numbers in [&[][..], &[1, 2, 3, 4, 5], &[131_072, 8192, 524_288, 256, 0], &[131_072, 8192, 524_288, 256]] {
+        for numbers in [&[][..], &[1, 2, 3, 4, 5], &[262_144, 8192, 524_288, 256, 0], &[262_144, 8192, 524_288, 256]] {
             assert_eq!(Tuning::from_numbers(numbers), None);
         }
     }

@@ -72,37 +72,49 @@ pub(super) fn is_in_place(w: &RawWeights, tile: usize) -> bool {
     w.element == ElementType::Bf16 && whole
 }
 
-/// Writes tiles `depths` along K of the rows from `tile · 16` on, one after the other, as bf16; what is missing is zeros.
-/// Codes are asked for `ahead` bytes before they are read.
+/// Writes tiles `depths` along K of `W` times 16 rows of w from `tile · 16` on, as bf16; what is missing is zeros. Tiles along K
+/// come one after the other, those of the next 16 rows `beside` bytes on. Codes are asked for `ahead` bytes before they are read.
 ///
 /// # Safety
 /// The weights must be readable, the tiles writable at `to`; the machine must have the features of the path. In FP8,
 /// `depths` must begin and end at even numbers.
 #[inline(always)]
-pub(super) unsafe fn unpack_weights(w: &RawWeights, tile: usize, depths: Range<usize>, ahead: usize, to: *mut u8) {
+pub(super) unsafe fn unpack_weights<const W: usize>(
+    w: &RawWeights,
+    tile: usize,
+    depths: Range<usize>,
+    ahead: usize,
+    (to, beside): (*mut u8, usize),
+) {
     let (row_stride, block_stride) = w.strides();
     let per_block = BLOCK_BYTES / w.element.bytes() / TILE_DEPTH;
     let padded = w.is_tiled();
-    let rows = if padded { TILE } else { w.rows.saturating_sub(tile * TILE).min(TILE) };
-    let begin = w.begin.wrapping_add(w.row_offset(tile * TILE));
+    let begins: [_; W] = std::array::from_fn(|place| w.begin.wrapping_add(w.row_offset((tile + place) * TILE)));
+    let rows: [_; W] = std::array::from_fn(|place| match padded {
+        true => TILE,
+        false => w.rows.saturating_sub((tile + place) * TILE).min(TILE),
+    });
     for (index, block) in (depths.start / per_block..depths.end / per_block).enumerate() {
         let rest = if padded { BLOCK_BYTES } else { w.row_bytes().saturating_sub(block * BLOCK_BYTES) };
         let mask = low_bits(rest);
         let to = to.wrapping_add(index * per_block * TILE_BYTES);
+        // A line of each of the tiles in turn: the memory is read faster so than tile after tile.
         for row in 0..TILE {
-            let from = begin.wrapping_add(block * block_stride + row * row_stride);
-            let to = to.wrapping_add(row * TILE_ROW_BYTES);
-            // SAFETY: masked loads touch the row's own bytes only, and none of a row that does not exist; the tiles are the
-            // caller's. A prefetch of any address is harmless.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ahead).cast());
-                let stored = _mm512_maskz_loadu_epi8(if row < rows { mask } else { 0 }, from.cast());
-                if w.element == ElementType::F8E4M3 {
-                    let [low, high] = widen_e4m3_block(stored);
-                    _mm512_storeu_si512(to.cast(), low);
-                    _mm512_storeu_si512(to.wrapping_add(TILE_BYTES).cast(), high);
-                } else {
-                    _mm512_storeu_si512(to.cast(), stored);
+            for place in 0..W {
+                let from = begins[place].wrapping_add(block * block_stride + row * row_stride);
+                let to = to.wrapping_add(place * beside + row * TILE_ROW_BYTES);
+                // SAFETY: masked loads touch the row's own bytes only, and none of a row that does not exist; the tiles are
+                // the caller's. A prefetch of any address is harmless.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ahead).cast());
+                    let stored = _mm512_maskz_loadu_epi8(if row < rows[place] { mask } else { 0 }, from.cast());
+                    if w.element == ElementType::F8E4M3 {
+                        let [low, high] = widen_e4m3_block(stored);
+                        _mm512_storeu_si512(to.cast(), low);
+                        _mm512_storeu_si512(to.wrapping_add(TILE_BYTES).cast(), high);
+                    } else {
+                        _mm512_storeu_si512(to.cast(), stored);
+                    }
                 }
             }
         }

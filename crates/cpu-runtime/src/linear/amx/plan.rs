@@ -11,8 +11,10 @@ use std::ops::Range;
 pub(super) const FEW_ROWS: usize = 2 * TILE;
 /// Rows of x that are packed together and pass over the weights once, where there are many.
 pub(super) const ROW_BLOCK: usize = 512;
-/// Tiles along K that are unpacked before they are multiplied, in a stream of weights: some KiB, in the first-level cache.
-pub(super) const UNPACKED_RUN: usize = 8;
+/// Tiles that are unpacked before they are multiplied, in a stream of weights: some KiB, in the first-level cache.
+pub(super) const UNPACKED_TILES: usize = 8;
+/// Tiles of w that are read side by side where there is one tile of x.
+const STREAMS: usize = 4;
 /// Units per member that make sharing out fair.
 const UNITS_PER_MEMBER: usize = 4;
 
@@ -39,13 +41,13 @@ impl Plan {
         let tiles = w.rows.div_ceil(TILE);
         let fair = tiles.div_ceil(threads.saturating_mul(UNITS_PER_MEMBER)).max(1);
         let depth = depth_of(w);
-        let (unit_tiles, run) = if rows <= FEW_ROWS {
-            (tuning.stream_bytes / (w.row_bytes() * TILE).max(1), depth)
+        let (unit_tiles, side_by_side, run) = if rows <= FEW_ROWS {
+            ((tuning.stream_bytes / (w.row_bytes() * TILE).max(1)).max(STREAMS), STREAMS, depth)
         } else {
-            (tuning.unit_columns / TILE, depth.min(tuning.run))
+            (tuning.unit_columns / TILE, 2, depth.min(tuning.run))
         };
         let unit_tiles = unit_tiles.min(fair).max(1);
-        let unit_tiles = if unit_tiles > 1 { unit_tiles.next_multiple_of(2) } else { 1 };
+        let unit_tiles = unit_tiles.next_multiple_of(side_by_side.min(unit_tiles.next_power_of_two()));
         let unpacks = w.element != ElementType::Bf16 || !w.is_tiled();
         Self { rows, tiles, depth, unit_tiles, run, unpacks }
     }
@@ -89,7 +91,7 @@ impl Plan {
     /// Bytes of the unpacked weights of a unit, and of sums kept between runs.
     pub(super) fn unit_bytes(&self) -> Option<[usize; 2]> {
         if self.is_few() {
-            return Some([2 * UNPACKED_RUN * TILE_BYTES, 0]);
+            return Some([2 * UNPACKED_TILES * TILE_BYTES, 0]);
         }
         let weights = self.unit_tiles.checked_mul(self.run)?.checked_mul(TILE_BYTES)?;
         let sums = self.unit_tiles.next_multiple_of(2) * self.x_tiles().next_multiple_of(2) * TILE_BYTES;
