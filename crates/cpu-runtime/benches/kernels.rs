@@ -25,7 +25,7 @@ fn team() -> Team {
 
 fn read_bandwidth(criterion: &mut Criterion) {
     let team = team();
-    let bytes = 512 << 20;
+    let bytes = 2 << 30;
     let mut probe = BandwidthProbe::new(&team, bytes).unwrap();
     let mut group = criterion.benchmark_group("read bandwidth");
     group.throughput(Throughput::Bytes(bytes as u64));

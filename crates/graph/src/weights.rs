@@ -18,9 +18,9 @@ pub trait WeightSource: Send + Sync {
     /// The tensor of that name, or `None` if there is no such tensor.
     fn weight(&self, name: &str) -> Option<WeightData<'_>>;
 
-    /// Says that the tensor's bytes will be read soon, so that a source whose bytes lie elsewhere may begin to fetch them. It does
-    /// not wait for them.
-    fn will_need(&self, _name: &str) {}
+    /// Brings the tensor's bytes into memory if they lie elsewhere, and returns when they are there: to be called beside other
+    /// work, by a thread of its own.
+    fn fetch(&self, _name: &str) {}
 
     /// Says that the tensor's bytes were copied and will not be read again soon, so that memory that only mirrors the
     /// file may be given back. Reading them again stays possible.

@@ -43,11 +43,11 @@ impl WeightSource for Checkpoint {
         }
     }
 
-    fn will_need(&self, name: &str) {
+    fn fetch(&self, name: &str) {
         if let Stored::Files(files) = &self.weights
             && let Ok(tensor) = files.tensor(name)
         {
-            tensor.will_need();
+            tensor.fetch();
         }
     }
 

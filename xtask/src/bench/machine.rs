@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::statistics::Summary;
 use crate::error::TaskError;
 
-/// Bytes that the bandwidth is measured on, well above any cache.
-const PROBE_BYTES: usize = 1 << 30;
-/// How often it is read each time.
-const PROBE_ROUNDS: usize = 10;
+/// Of how many bytes the bandwidth is measured at most: beyond any cache.
+const MOST_PROBE_BYTES: u64 = 2 << 30;
+/// How many bytes are read each time, and how often at least.
+const PROBED: (u64, u64) = (1 << 30, 5);
 const NOT_MEASURED: Summary = Summary { median: 0.0, minimum: 0.0, maximum: 0.0 };
 
 /// A machine.
@@ -24,7 +24,9 @@ pub(crate) struct Machine {
     instruction_set: String,
     memory_bytes: Option<u64>,
     system: String,
-    /// Bytes per second of reading memory in huge pages with all threads. Other work on the machine lowers it from
+    /// As many bytes as the model's weights have (up to 2 GiB), since what fits a cache is read faster.
+    probe_bytes: u64,
+    /// Bytes per second of reading so much memory in huge pages with all threads. Other work on the machine lowers it from
     /// moment to moment, so it is measured again in every round, and the best of all is the ceiling.
     pub(super) read_bandwidth: Summary,
     /// Floating-point operations per second of bfloat16 dot products in registers with all threads, measured as often.
@@ -41,12 +43,13 @@ struct Probes {
 }
 
 impl Machine {
-    /// Asks the system, and measures the ceilings once.
+    /// Asks the system, and measures the ceilings once, for a model with so many bytes of weights.
     ///
     /// # Errors
     /// If the memory or the threads for the measurement can't be had.
-    pub(crate) fn describe() -> Result<Self, TaskError> {
+    pub(crate) fn describe(weight_bytes: u64) -> Result<Self, TaskError> {
         let mut machine = Machine::describe_only();
+        machine.probe_bytes = weight_bytes.clamp(1, MOST_PROBE_BYTES);
         machine.measure_ceilings()?;
         Ok(machine)
     }
@@ -60,6 +63,7 @@ impl Machine {
             instruction_set: Isa::detect().to_string(),
             memory_bytes: field(&read("/proc/meminfo"), "MemTotal").and_then(|text| kibibytes(&text)),
             system: format!("{} {}", std::env::consts::OS, read("/proc/sys/kernel/osrelease").trim()),
+            probe_bytes: 0,
             read_bandwidth: NOT_MEASURED,
             dot_product_peak: NOT_MEASURED,
             probes: Probes::default(),
@@ -78,8 +82,10 @@ impl Machine {
     pub(crate) fn measure_ceilings(&mut self) -> Result<(), TaskError> {
         let message = |error: &dyn fmt::Display| TaskError::Message(format!("measuring the machine: {error}"));
         let team = Team::new(self.threads).map_err(|error| message(&error))?;
-        let mut probe = BandwidthProbe::new(&team, PROBE_BYTES).map_err(|error| message(&error))?;
-        self.probes.bandwidth.extend((0..PROBE_ROUNDS).map(|_| probe.measure(&team)));
+        let bytes = usize::try_from(self.probe_bytes).map_err(|error| message(&error))?;
+        let mut probe = BandwidthProbe::new(&team, bytes).map_err(|error| message(&error))?;
+        let rounds = (PROBED.0 / self.probe_bytes.max(1)).max(PROBED.1);
+        self.probes.bandwidth.extend((0..rounds).map(|_| probe.measure(&team)));
         self.probes.peak.push(measure_dot_product_peak(&team, Isa::detect()));
         let summary = |values: &[f64]| Summary::of(values).ok_or_else(|| message(&"a speed is not a number"));
         self.read_bandwidth = summary(&self.probes.bandwidth)?;
@@ -97,6 +103,7 @@ impl Machine {
             instruction_set: "a set".into(),
             memory_bytes: None,
             system: "a system".into(),
+            probe_bytes: 0,
             read_bandwidth: always(read_bandwidth),
             dot_product_peak: always(dot_product_peak),
             probes: Probes::default(),
@@ -117,7 +124,8 @@ impl fmt::Display for Machine {
         let (memory, peak) = (self.read_bandwidth, self.dot_product_peak);
         write!(
             f,
-            "; memory read at best at {:.1} GB/s (median {:.1}), dot products of bf16 at {:.0} GFLOP/s (median {:.0})",
+            "; {:.1} MB of memory read at best at {:.1} GB/s (median {:.1}), dot products of bf16 at {:.0} GFLOP/s (median {:.0})",
+            self.probe_bytes as f64 / 1e6,
             memory.maximum / 1e9,
             memory.median / 1e9,
             peak.maximum / 1e9,

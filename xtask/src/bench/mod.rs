@@ -133,7 +133,7 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
                 "unoptimized, nothing can be measured; run `cargo run --release --package xtask -- bench --passes …`";
             return Err(TaskError::Message(message.to_owned()));
         }
-        return passes::run(&model, &shown, options.runs, &Machine::describe()?);
+        return passes::run(&model, &shown, options.runs, &Machine::describe(page_cache::checkpoint_bytes(&model)?)?);
     }
     if options.serving {
         return serve(options, &model);
@@ -178,7 +178,8 @@ fn measure(options: &Options, model: &Path, shown: &str) -> Result<Measurement, 
     }
     let folder = tempfile::tempdir().map_err(TaskError::file(Path::new("a temporary folder")))?;
     let size = Size::of(options, subject.longest())?;
-    let machine = if options.quick { Machine::describe_only() } else { Machine::describe()? };
+    let checkpoint_bytes = page_cache::checkpoint_bytes(model)?;
+    let machine = if options.quick { Machine::describe_only() } else { Machine::describe(checkpoint_bytes)? };
     let mut measured = Measurement::begin(shown.to_owned(), command(), machine);
     let plan = Plan {
         model,
@@ -202,7 +203,7 @@ fn measure(options: &Options, model: &Path, shown: &str) -> Result<Measurement, 
     let outcome = plan.run(&mut measured.machine)?;
     let context = size.prompt_tokens.first().map_or(0, |shortest| shortest + size.new_tokens / 2);
     measured.work = subject.work(&size.prompt_tokens, context);
-    measured.checkpoint_bytes = page_cache::checkpoint_bytes(model)?;
+    measured.checkpoint_bytes = checkpoint_bytes;
     measured.runs = size.runs;
     measured.prompt_tokens = size.prompt_tokens;
     measured.batches = size.batches;
@@ -295,7 +296,7 @@ fn command() -> String {
 
 /// Measures what serving gains.
 fn serve(options: &Options, model: &Path) -> Result<(), TaskError> {
-    let machine = Machine::describe()?;
+    let machine = Machine::describe(page_cache::checkpoint_bytes(model)?)?;
     let vocabulary = Subject::open(model)?.vocabulary();
     let target = workspace::target_folder()?;
     let program = build(&target, true)?;

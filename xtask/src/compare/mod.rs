@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::bench::machine::Machine;
+use crate::bench::page_cache;
 use crate::bench::{self, versus};
 use crate::error::TaskError;
 use crate::runner::{numbered_prompt, prompt_lines};
@@ -78,7 +79,7 @@ pub(crate) fn run(options: &Options) -> Result<(), TaskError> {
         contenders.push(contender::transformers(install::transformers(&folder)?, &model));
     }
     let prompts = Prompts::write(&model)?;
-    let mut machine = Machine::describe()?;
+    let mut machine = Machine::describe(page_cache::checkpoint_bytes(&model)?)?;
     let about: Vec<String> = contenders.iter().filter_map(|one| one.about().transpose()).collect::<Result<_, _>>()?;
     let agreement = agreement::check(&contenders, &prompts, options.threads)?;
     agreement.iter().for_each(|line| eprintln!("{line}"));

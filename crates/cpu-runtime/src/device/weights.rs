@@ -51,8 +51,8 @@ impl LoadedWeights {
     }
 }
 
-/// Fetches weights that stay where they are, in the order in which a step wants them, beside whatever comes next: from a disk
-/// the first step would read them in small parts. Of an embedding table that is not multiplied too, a step wants single rows
+/// Fetches weights that stay where they are, in the order in which a step wants them, beside whatever comes next: the first
+/// step would read and map them in small parts. Of an embedding table that is not multiplied too, a step wants single rows
 /// only. The thread ends with the weights.
 fn read_ahead(graph: &Graph, source: &Arc<dyn WeightSource>) {
     let operations = graph.ops().iter().filter(|op| !matches!(op.kind, OpKind::Embedding));
@@ -62,10 +62,7 @@ fn read_ahead(graph: &Graph, source: &Arc<dyn WeightSource>) {
     });
     let (names, source): (Vec<String>, _) = (names.collect(), Arc::downgrade(source));
     let work = move || {
-        names
-            .iter()
-            .map_while(|name| Some((name, source.upgrade()?)))
-            .for_each(|(name, source)| source.will_need(name));
+        names.iter().map_while(|name| Some((name, source.upgrade()?))).for_each(|(name, source)| source.fetch(name));
     };
     if let Err(error) = std::thread::Builder::new().name("read ahead".to_owned()).spawn(work) {
         tracing::debug!(%error, "weights are not read ahead");
@@ -119,26 +116,46 @@ fn repack_all(
         .try_fold(0usize, |sum, (_, _, _, bytes)| sum.checked_add(bytes.checked_next_multiple_of(ALIGNMENT)?))
         .ok_or_else(|| internal("the repacked weights do not fit the address space".to_owned()))?;
     let mut buffer = Buffer::new(total).map_err(super::environment)?;
-    let mut offset = 0;
-    for (index, &(value, raw, height, bytes)) in places.iter().enumerate() {
-        let Definition::Weight(name) = &graph.value(value).definition else { continue };
-        // One is fetched while the one before it is repacked, and no more, so that none is dropped again for want of memory.
-        if let Some((next, ..)) = places.get(index + 1)
-            && let Definition::Weight(next) = &graph.value(*next).definition
-        {
-            source.will_need(next);
+    let name = |value: ValueId| match &graph.value(value).definition {
+        Definition::Weight(name) => Some(name.as_str()),
+        _ => None,
+    };
+    std::thread::scope(|scope| {
+        // One is fetched while the one before it is repacked, and one may wait, but no more, so that none is dropped again for want
+        // of memory.
+        let (next, names) = std::sync::mpsc::sync_channel::<&str>(1);
+        scope.spawn(move || names.into_iter().for_each(|name| source.fetch(name)));
+        let mut offset = 0;
+        for (index, &(value, raw, height, bytes)) in places.iter().enumerate() {
+            let Some(name_of_weight) = name(value) else { continue };
+            if let Some(following) = places.get(index + 1).and_then(|(value, ..)| name(*value)) {
+                // A thread that is gone only fetches nothing.
+                let _ = next.send(following);
+            }
+            let target = buffer.bytes_mut().get_mut(offset..offset + bytes).unwrap_or_default();
+            tensors[value.index()] = Some(repack_one(source, name_of_weight, raw, height, (team, target))?);
+            source.release(name_of_weight);
+            offset += bytes.next_multiple_of(ALIGNMENT);
         }
-        let wrong = |message: String| DeviceError::Weight { name: name.clone(), message };
-        let data = source.weight(name).ok_or_else(|| wrong("the tensor disappeared while it was loaded".into()))?;
-        let tensor = Weights::new(data.bytes, raw.element, WeightLayout::Rows, raw.rows, raw.columns)
-            .map_err(|error| wrong(error.to_string()))?;
-        let target = buffer.bytes_mut().get_mut(offset..offset + bytes).unwrap_or_default();
-        repack(team, &tensor, height, target).map_err(|error| wrong(error.to_string()))?;
-        let tiled = Weights::new(target, raw.element, WeightLayout::Tiled(height), raw.rows, raw.columns)
-            .map_err(|error| wrong(error.to_string()))?;
-        tensors[value.index()] = Some(tiled.raw());
-        source.release(name);
-        offset += bytes.next_multiple_of(ALIGNMENT);
-    }
+        Ok(())
+    })?;
     Ok(buffer)
+}
+
+/// Copies one matrix into `target`, and gives the copy.
+fn repack_one(
+    source: &dyn WeightSource,
+    name: &str,
+    raw: RawWeights,
+    height: TileHeight,
+    (team, target): (&Team, &mut [u8]),
+) -> Result<RawWeights, DeviceError> {
+    let wrong = |message: String| DeviceError::Weight { name: name.to_owned(), message };
+    let data = source.weight(name).ok_or_else(|| wrong("the tensor disappeared while it was loaded".into()))?;
+    let tensor = Weights::new(data.bytes, raw.element, WeightLayout::Rows, raw.rows, raw.columns)
+        .map_err(|error| wrong(error.to_string()))?;
+    repack(team, &tensor, height, target).map_err(|error| wrong(error.to_string()))?;
+    let tiled = Weights::new(target, raw.element, WeightLayout::Tiled(height), raw.rows, raw.columns)
+        .map_err(|error| wrong(error.to_string()))?;
+    Ok(tiled.raw())
 }

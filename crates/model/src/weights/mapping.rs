@@ -13,8 +13,8 @@ use crate::json;
 /// so that a neighbour's page is never released.
 const ADVICE_UNIT: usize = 64 << 10;
 
-/// What is asked for at a time: of a larger range, Linux reads the beginning and forgets the rest. How much it reads is a property
-/// of the disk, and this its usual default (`read_ahead_kb`).
+/// What is asked for at a time where pages can only be asked for: of a larger range, Linux reads the beginning and forgets the
+/// rest. How much it reads is a property of the disk, and this its usual default (`read_ahead_kb`).
 const READ_AHEAD: usize = 128 << 10;
 
 /// A read-only mapping of one file.
@@ -37,6 +37,11 @@ impl Mapping {
         // every bit pattern is valid, and the offsets checked at opening are kept in memory of our own, so changed bytes
         // can give wrong numbers but no access outside of the mapping.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| ModelError::io(path, "map", error))?;
+        // What is read from the disk then comes in huge pages where the file system has them. Only a wish.
+        #[cfg(target_os = "linux")]
+        if let Err(error) = map.advise(memmap2::Advice::HugePage) {
+            tracing::debug!(path = %path.display(), %error, "no huge pages for weights");
+        }
         Ok(Mapping { path: path.to_owned(), map })
     }
 
@@ -48,9 +53,15 @@ impl Mapping {
         &self.map
     }
 
-    /// Asks the kernel to read the pages of `range` ahead.
-    pub(super) fn will_need(&self, range: Range<usize>) {
+    /// Reads the pages of `range` into memory and maps them; where the kernel can't, only asks it to read them ahead.
+    pub(super) fn fetch(&self, range: Range<usize>) {
         let start = range.start - range.start % ADVICE_UNIT;
+        #[cfg(target_os = "linux")]
+        match self.map.advise_range(memmap2::Advice::PopulateRead, start, range.end - start) {
+            Ok(()) => return,
+            // Kernels before 5.14 do not know it.
+            Err(error) => tracing::debug!(path = %self.path.display(), %error, "weights are not mapped ahead"),
+        }
         #[cfg(unix)]
         for start in (start..range.end).step_by(READ_AHEAD) {
             let bytes = READ_AHEAD.min(range.end - start);

@@ -238,9 +238,9 @@ impl<'a> Tensor<'a> {
         self.file.path()
     }
 
-    /// Asks the kernel to read the tensor's pages into memory ahead of use.
-    pub fn will_need(&self) {
-        self.file.will_need(self.range.0..self.range.1);
+    /// Reads the tensor's pages into memory ahead of use, which takes as long as the disk does: call it beside other work.
+    pub fn fetch(&self) {
+        self.file.fetch(self.range.0..self.range.1);
     }
 
     /// Lets the kernel drop the pages that hold nothing but this tensor, after it was copied into another layout. The

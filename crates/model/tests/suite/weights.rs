@@ -99,7 +99,7 @@ fn released_weights_are_read_again() {
     ];
     let weights = open_bytes(&safetensors_file(&tensors)).unwrap();
     let large = weights.tensor("large").unwrap();
-    large.will_need();
+    large.fetch();
     assert_eq!(large.bytes(), bytes);
     large.release();
     weights.tensor("before").unwrap().release();
