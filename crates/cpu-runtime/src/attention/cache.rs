@@ -96,26 +96,50 @@ impl CacheView {
         if block >= self.blocks {
             return;
         }
-        let (bytes, elements) = word(self.element);
-        let half = bytes / elements;
+        // SAFETY: forwarded; the block was checked above.
+        unsafe {
+            match self.element {
+                ElementType::F32 => self.write_words::<S, u32, u32>((block, at), keys, values),
+                ElementType::Bf16 | ElementType::F16 => self.write_words::<S, u32, u16>((block, at), keys, values),
+                ElementType::F8E4M3 => self.write_words::<S, u16, u8>((block, at), keys, values),
+            }
+        }
+    }
+
+    /// The same, with words and elements as integers of their sizes.
+    ///
+    /// # Safety
+    /// As [`CacheView::write`]; the block and the position in it must exist.
+    #[inline(always)]
+    unsafe fn write_words<S: Simd, Word: Copy, Number: Copy>(
+        &self,
+        (block, at): (usize, usize),
+        keys: &[f32],
+        values: &[f32],
+    ) {
+        let elements = size_of::<Word>() / size_of::<Number>();
+        debug_assert_eq!((size_of::<Word>(), elements), word(self.element));
         let heads = keys.chunks_exact(self.head_dim).zip(values.chunks_exact(self.head_dim));
         for (head, (keys, values)) in heads.enumerate().take(self.kv_heads) {
+            // SAFETY: the caller's contract.
+            let (to_key, to_value) = unsafe { self.place(block, at, head) };
+            let to_key = to_key.cast::<Word>();
+            let to_value = to_value.cast::<Word>().cast::<Number>().wrapping_add(at % elements);
             // A chunk has whole words; the last may be padded.
             for (chunk, (keys, values)) in keys.chunks(LANES).zip(values.chunks(LANES)).enumerate() {
                 let (mut key, mut value) = ([0u8; LANES * 4], [0u8; LANES * 4]);
-                // SAFETY: the block was checked above; words and elements are within the head's rows.
+                // SAFETY: a chunk's words and elements are within the head's rows, and in the buffers.
                 unsafe {
                     narrow::<S>(self.element, keys, key.as_mut_ptr());
                     narrow::<S>(self.element, values, value.as_mut_ptr());
-                    let (to_key, to_value) = self.place(block, at, head);
                     for index in 0..keys.len().div_ceil(elements) {
                         let word = chunk * (LANES / elements) + index;
-                        let to = to_key.add(word * self.block_size * bytes);
-                        std::ptr::copy_nonoverlapping(key.as_ptr().add(index * bytes), to, bytes);
+                        let from = key.as_ptr().cast::<Word>().add(index).read_unaligned();
+                        to_key.add(word * self.block_size).write_unaligned(from);
                     }
                     for index in 0..values.len() {
-                        let to = to_value.add((chunk * LANES + index) * bytes + at % elements * half);
-                        std::ptr::copy_nonoverlapping(value.as_ptr().add(index * half), to, half);
+                        let from = value.as_ptr().cast::<Number>().add(index).read_unaligned();
+                        to_value.add((chunk * LANES + index) * elements).write_unaligned(from);
                     }
                 }
             }

@@ -129,6 +129,8 @@ pub(crate) struct RowProgram {
     instructions: Vec<Instruction>,
     /// Numbers of scratch.
     scratch: usize,
+    /// The width of the widest register.
+    widest: usize,
     /// Begin and length of what registers have after the end of a row.
     padding: Vec<(usize, usize)>,
 }
@@ -144,6 +146,7 @@ impl RowProgram {
         let offset = self.scratch;
         self.scratch = width.checked_next_multiple_of(LANES)?.checked_add(offset)?;
         self.scratch_bytes().checked_mul(2)?;
+        self.widest = self.widest.max(width);
         if self.scratch > offset + width {
             self.padding.push((offset + width, self.scratch - offset - width));
         }
@@ -197,10 +200,32 @@ impl RowProgram {
         &self.instructions
     }
 
+    /// Whether each number depends on numbers at the same place of rows only.
+    fn is_elementwise(&self) -> bool {
+        let elementwise = |instruction: &Instruction| match instruction {
+            Instruction::Load { .. }
+            | Instruction::Store { .. }
+            | Instruction::Cast { .. }
+            | Instruction::Quantize { .. }
+            | Instruction::Silu { .. }
+            | Instruction::Add { .. }
+            | Instruction::Sub { .. }
+            | Instruction::Mul { .. }
+            | Instruction::MulScalar { .. }
+            | Instruction::AddScalar { .. } => true,
+            Instruction::Gather { .. }
+            | Instruction::RmsNorm { .. }
+            | Instruction::RopeAngles { .. }
+            | Instruction::Rope { .. }
+            | Instruction::KvWrite { .. }
+            | Instruction::Move { .. } => false,
+        };
+        self.constants.is_empty() && self.instructions.iter().all(elementwise)
+    }
+
     /// The program with other instructions over the same registers.
     pub(crate) fn with_instructions(&self, instructions: Vec<Instruction>) -> Self {
-        let Self { constants, scratch, padding, .. } = self;
-        Self { constants: constants.clone(), instructions, scratch: *scratch, padding: padding.clone() }
+        Self { instructions, ..self.clone() }
     }
 }
 
@@ -214,30 +239,54 @@ impl Task for RunRows<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let scratch = Registers(self.scratch);
+        let program = self.program;
+        let whole = Registers { begin: self.scratch, columns: 0..usize::MAX };
         // SAFETY: the contract of `RowProgram::run`; the features are present inside `dispatch`.
         unsafe {
             // Lanes after a row's end are computed with and never looked at; zeros are as fast there as any number,
             // which what another program left there might not be.
-            for &(begin, len) in &self.program.padding {
+            for &(begin, len) in &program.padding {
                 std::ptr::write_bytes(self.scratch.add(begin), 0, len);
             }
-            for (register, vector) in &self.program.constants {
-                widen::<S>(vector.element, vector.begin, scratch.row_mut(*register));
+            for (register, vector) in &program.constants {
+                widen::<S>(vector.element, vector.begin, whole.row_mut(*register));
             }
+            // Wide rows are worked on in strips, whose registers the first-level cache holds.
+            let strip = if program.is_elementwise() { STRIP } else { usize::MAX };
             for row in self.rows {
-                for instruction in &self.program.instructions {
-                    step::<S>(instruction, row, &scratch);
+                for first in (0..program.widest.max(1)).step_by(strip) {
+                    let registers = Registers { begin: self.scratch, columns: first..first.saturating_add(strip) };
+                    for instruction in &program.instructions {
+                        step::<S>(instruction, row, &registers);
+                    }
                 }
             }
         }
     }
 }
 
-/// The registers of a running program.
-struct Registers(*mut f32);
+/// Numbers of a strip: whole chunks, four kilobytes in each register.
+const STRIP: usize = 1024;
+
+/// The registers of a running program, with some columns of a row.
+struct Registers {
+    begin: *mut f32,
+    columns: Range<usize>,
+}
 
 impl Registers {
+    /// How many numbers of a row are at hand.
+    #[inline(always)]
+    fn width(&self, register: Register) -> usize {
+        register.width.min(self.columns.end).saturating_sub(self.columns.start)
+    }
+
+    /// The address of the first of them in row `row` of a matrix.
+    #[inline(always)]
+    fn place(&self, matrix: &Matrix, row: usize) -> *mut u8 {
+        matrix.begin.wrapping_add((row * matrix.width + self.columns.start) * matrix.element.bytes())
+    }
+
     /// The numbers of a row, to be written.
     ///
     /// # Safety
@@ -249,7 +298,7 @@ impl Registers {
     )]
     unsafe fn row_mut(&self, register: Register) -> &mut [f32] {
         // SAFETY: the program's scratch has room for all its registers.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(register.offset), register.width) }
+        unsafe { std::slice::from_raw_parts_mut(self.begin.add(register.offset), self.width(register)) }
     }
 
     /// The whole chunks of a row, to be written.
@@ -259,9 +308,9 @@ impl Registers {
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "as above")]
     unsafe fn chunks_mut(&self, register: Register) -> &mut [f32] {
-        let width = register.width.next_multiple_of(LANES);
+        let width = self.width(register).next_multiple_of(LANES);
         // SAFETY: registers are padded to whole chunks.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(register.offset), width) }
+        unsafe { std::slice::from_raw_parts_mut(self.begin.add(register.offset), width) }
     }
 
     /// The numbers of a row.
@@ -271,7 +320,7 @@ impl Registers {
     #[inline(always)]
     unsafe fn row(&self, register: Register) -> &[f32] {
         // SAFETY: the program's scratch has room for all its registers.
-        unsafe { std::slice::from_raw_parts(self.0.add(register.offset), register.width) }
+        unsafe { std::slice::from_raw_parts(self.begin.add(register.offset), self.width(register)) }
     }
 
     /// The whole chunks of a row.
@@ -280,9 +329,9 @@ impl Registers {
     /// As [`Registers::row`].
     #[inline(always)]
     unsafe fn chunks(&self, register: Register) -> &[f32] {
-        let width = register.width.next_multiple_of(LANES);
+        let width = self.width(register).next_multiple_of(LANES);
         // SAFETY: registers are padded to whole chunks.
-        unsafe { std::slice::from_raw_parts(self.0.add(register.offset), width) }
+        unsafe { std::slice::from_raw_parts(self.begin.add(register.offset), width) }
     }
 }
 
@@ -297,13 +346,11 @@ unsafe fn step<S: Simd>(instruction: &Instruction, row: usize, registers: &Regis
     unsafe {
         match instruction {
             Instruction::Load { to, from } => {
-                let begin = from.begin.add(row * from.width * from.element.bytes());
-                widen::<S>(from.element, begin, registers.row_mut(*to));
+                widen::<S>(from.element, registers.place(from, row), registers.row_mut(*to));
             }
             Instruction::Gather { to, from, indices } => gather::<S>(registers.row_mut(*to), from, indices, row),
             Instruction::Store { from, to } => {
-                let begin = to.begin.add(row * to.width * to.element.bytes());
-                narrow::<S>(to.element, registers.row(*from), begin);
+                narrow::<S>(to.element, registers.row(*from), registers.place(to, row));
             }
             Instruction::Cast { to, from, element } => {
                 let (to, x) = (registers.chunks_mut(*to), registers.chunks(*from));

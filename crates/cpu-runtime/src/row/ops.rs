@@ -178,12 +178,19 @@ pub(super) fn rope<S: Simd, R: Rounding>(to: &mut [f32], x: &[f32], angles: &[f3
     for (to, x) in to[..width].chunks_exact_mut(2 * half).zip(x[..width].chunks_exact(2 * half)) {
         let (first, second) = x.split_at(half);
         let (to_first, to_second) = to.split_at_mut(half);
-        for i in 0..half {
-            to_first[i] = first[i] * cosines[i] - second[i] * sines[i];
-            to_second[i] = second[i] * cosines[i] + first[i] * sines[i];
-        }
+        rotate(to_first, [first, second], [cosines, sines], |[a, b], [cosine, sine]| a * cosine - b * sine);
+        rotate(to_second, [first, second], [cosines, sines], |[a, b], [cosine, sine]| b * cosine + a * sine);
     }
     for chunk in to.as_chunks_mut::<LANES>().0 {
         *chunk = R::round::<S>(*chunk);
+    }
+}
+
+/// `f` of the numbers of a head's halves and of the cosines and sines that they are rotated with.
+#[inline(always)]
+fn rotate(to: &mut [f32], x: [&[f32]; 2], angles: [&[f32]; 2], f: impl Fn([f32; 2], [f32; 2]) -> f32) {
+    let numbers = x[0].iter().zip(x[1]).zip(angles[0].iter().zip(angles[1]));
+    for (to, ((a, b), (cosine, sine))) in to.iter_mut().zip(numbers) {
+        *to = f([*a, *b], [*cosine, *sine]);
     }
 }
