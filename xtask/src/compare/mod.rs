@@ -136,6 +136,9 @@ fn measure_round(
         for contender in contenders.iter().filter(takes_part).filter(|contender| contender.runs(workload)) {
             eprintln!("  {}: {workload:?}", contender.name);
             if workload == Workload::Start {
+                // Directly after another, so that the machine has handed out what memory it takes: virtual machines need seconds
+                // for a gigabyte that was not used before.
+                contender.seconds_to_first_token(prompts, threads)?;
                 let seconds = contender.seconds_to_first_token(prompts, threads)?;
                 results.add(contender, Measure::Start, seconds);
                 continue;
