@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use sync::{Moment, lock};
 
 /// The most threads a team may have; larger requests are an error of [`Team::new`].
@@ -59,8 +60,14 @@ type Job<'a> = &'a (dyn Fn(&Worker<'_>) + Sync);
 #[repr(align(128))]
 struct Cursor(AtomicUsize);
 
+/// How long a worker stays where it is after it has moved: whoever put it back had a reason.
+const MOVES_APART: Duration = Duration::from_micros(500);
+
 /// The index of a thread that takes no part in the present dispatch.
 const LEFT_OUT: usize = usize::MAX;
+
+/// The processor of a thread of which it is not known.
+const UNKNOWN: usize = usize::MAX;
 
 /// What belongs to one worker thread.
 struct Seat {
@@ -69,6 +76,8 @@ struct Seat {
     index: AtomicUsize,
     /// Where the system says how long the thread has waited for a processor; `None` where it does not.
     delays: OnceLock<Option<PathBuf>>,
+    /// The processor that it was on last.
+    processor: AtomicUsize,
 }
 
 /// What members are told about the present dispatch, on one cache line.
@@ -78,6 +87,8 @@ struct Brief {
     dispatch: AtomicU32,
     /// Members of the dispatch.
     present: AtomicUsize,
+    /// The processor that the caller was on.
+    processor: AtomicUsize,
     /// Barriers passed before it. The two sets of cursors take turns across dispatches too.
     passed: AtomicU32,
     /// What they run.
@@ -151,7 +162,12 @@ impl Team {
             return Err(TeamError::Threads { threads });
         }
         let cursors = || (0..threads).map(|_| Cursor(AtomicUsize::new(0))).collect::<Box<[_]>>();
-        let seat = |_| Seat { call: Call::new(), index: AtomicUsize::new(LEFT_OUT), delays: OnceLock::new() };
+        let seat = |_| Seat {
+            call: Call::new(),
+            index: AtomicUsize::new(LEFT_OUT),
+            delays: OnceLock::new(),
+            processor: AtomicUsize::new(UNKNOWN),
+        };
         let shared = Arc::new(Shared {
             count: threads,
             // Spinning for a member that can't be running at the same time only delays it.
@@ -161,6 +177,7 @@ impl Team {
             brief: Brief {
                 dispatch: AtomicU32::new(0),
                 present: AtomicUsize::new(threads),
+                processor: AtomicUsize::new(UNKNOWN),
                 passed: AtomicU32::new(0),
                 job: UnsafeCell::new(None),
             },
@@ -181,7 +198,7 @@ impl Team {
                     if let Some(processor) = processor {
                         placement::stay_on(processor);
                     }
-                    work(&shared, thread);
+                    work(&shared, thread, processor.is_some());
                 })
                 // Dropping the half-made team stops the threads that did start.
                 .map_err(|source| TeamError::Spawn { index: thread, threads, source })?;
@@ -220,6 +237,7 @@ impl Team {
         unsafe { *shared.brief.job.get() = Some(job) };
         let dispatch = shared.brief.dispatch.load(Ordering::Relaxed).wrapping_add(1);
         shared.brief.dispatch.store(dispatch, Ordering::Relaxed);
+        shared.brief.processor.store(placement::current().unwrap_or(UNKNOWN), Ordering::Relaxed);
         for seat in &shared.seats {
             if seat.index.load(Ordering::Relaxed) != LEFT_OUT {
                 seat.call.call();
@@ -283,19 +301,43 @@ impl Drop for Team {
 }
 
 /// The life of a worker thread.
-fn work(shared: &Shared, thread: usize) {
+fn work(shared: &Shared, thread: usize, stays: bool) {
     let Some(seat) = shared.seats.get(thread - 1) else { return };
     let _ = seat.delays.set(roster::delays_of_this_thread());
     let mut calls = 0u32;
+    let mut moved = None;
     loop {
         calls = calls.wrapping_add(1);
         seat.call.wait(calls, shared.spins);
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
+        if shared.spins && !stays {
+            shared.part_from_others(thread, &mut moved);
+        }
         // SAFETY: the caller wrote the job before it called, and writes again only after this worker has finished.
         if let Some(job) = unsafe { *shared.brief.job.get() } {
             guarded_member(shared, seat.index.load(Ordering::Relaxed), job);
+        }
+    }
+}
+
+impl Shared {
+    /// Moves the calling worker to another processor if it was woken on that of the caller or of a worker before it. Linux does
+    /// so where processors have been busy, and parts two threads that wait for each other only after some of its ticks.
+    fn part_from_others(&self, thread: usize, moved: &mut Option<Instant>) {
+        let Some((seat, here)) = self.seats.get(thread - 1).zip(placement::current()) else { return };
+        seat.processor.store(here, Ordering::Relaxed);
+        let taken = |seats: &[Seat], processor| {
+            let on = |place: &AtomicUsize| place.load(Ordering::Relaxed) == processor;
+            let present = |seat: &&Seat| seat.index.load(Ordering::Relaxed) != LEFT_OUT;
+            on(&self.brief.processor) || seats.iter().filter(present).any(|seat| on(&seat.processor))
+        };
+        let before = self.seats.get(..thread - 1).unwrap_or_default();
+        if taken(before, here) && moved.is_none_or(|moved| moved.elapsed() > MOVES_APART) {
+            *moved = Some(Instant::now());
+            placement::leave_for(|processor| !taken(&self.seats, processor));
+            seat.processor.store(placement::current().unwrap_or(UNKNOWN), Ordering::Relaxed);
         }
     }
 }

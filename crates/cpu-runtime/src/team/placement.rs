@@ -67,6 +67,41 @@ pub(super) fn stay_on(processor: usize) {
     }
 }
 
+/// The processor that the calling thread is on, where the system says so.
+pub(super) fn current() -> Option<usize> {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the call has no conditions.
+    return usize::try_from(unsafe { libc::sched_getcpu() }).ok();
+    #[cfg(not(target_os = "linux"))]
+    None
+}
+
+/// Moves the calling thread to one of the processors that it may use and that `is_free`; if there is none, it stays. It
+/// may use the same processors after as before.
+#[cfg(target_os = "linux")]
+pub(super) fn leave_for(is_free: impl Fn(usize) -> bool) {
+    const MOST: usize = libc::CPU_SETSIZE as usize;
+    let bytes = size_of::<libc::cpu_set_t>();
+    // SAFETY: a set of processors is bits, of which all patterns are valid, and the calls read or write as many bytes as
+    // it has. Numbers are below its size.
+    unsafe {
+        let mut allowed: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, bytes, &raw mut allowed) != 0 {
+            return;
+        }
+        let mut free: libc::cpu_set_t = std::mem::zeroed();
+        let others = (0..MOST).filter(|processor| libc::CPU_ISSET(*processor, &allowed) && is_free(*processor));
+        others.for_each(|processor| libc::CPU_SET(processor, &mut free));
+        if libc::CPU_COUNT(&free) > 0 && libc::sched_setaffinity(0, bytes, &raw const free) == 0 {
+            libc::sched_setaffinity(0, bytes, &raw const allowed);
+        }
+    }
+}
+
+/// Elsewhere threads are left to the system.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn leave_for(_is_free: impl Fn(usize) -> bool) {}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -87,6 +122,30 @@ mod tests {
         write("sys/devices/system/cpu/online".into(), format!("{online}\n"));
         write("proc/self/status".into(), format!("Name:\tx\nCpus_allowed_list:\t{allowed}\nThreads:\t1\n"));
         root
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_thread_that_leaves_may_use_what_it_could_before() {
+        std::thread::spawn(|| {
+            let allowed = || std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let allowed = || list(allowed().lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap());
+            let before = allowed();
+            let here = current().unwrap();
+            leave_for(|_| false);
+            leave_for(|processor| processor != here);
+            assert_eq!(allowed(), before);
+            let other = before.unwrap().into_iter().find(|processor| *processor != here);
+            if let Some(other) = other {
+                // The system may move it on, but hardly ever at once.
+                assert!((0..100).any(|_| {
+                    leave_for(|processor| processor == other);
+                    current() == Some(other)
+                }));
+            }
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]
