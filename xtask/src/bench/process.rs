@@ -1,18 +1,13 @@
 //! Running a program to its end while watching its memory and its reads from storage.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
 
 use crate::error::TaskError;
 use crate::workspace;
-
-/// How often the kernel's counters of a process are read: often at first, as some processes end soon. They only grow, so the
-/// last reading misses at most what happened in this time.
-const FIRST_INTERVAL: Duration = Duration::from_millis(1);
-const LAST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What a program left behind.
 #[derive(Debug, Default)]
@@ -53,19 +48,11 @@ fn watch(command: &mut Command) -> Result<Output, TaskError> {
         .spawn()
         .map_err(start)?;
     let stdout = child.stdout.take().map(|pipe| thread::spawn(move || std::io::read_to_string(pipe)));
-    let stderr = child.stderr.take().map(|pipe| thread::spawn(move || std::io::read_to_string(pipe)));
-    let mut output = Output::default();
-    let mut interval = FIRST_INTERVAL;
-    let status = loop {
-        output.observe(child.id());
-        if let Some(status) = child.try_wait().map_err(start)? {
-            break status;
-        }
-        thread::sleep(interval);
-        interval = interval.mul_f64(1.1).min(LAST_INTERVAL);
-    };
+    let id = child.id();
+    let stderr = child.stderr.take().map(|pipe| thread::spawn(move || observed(pipe, id)));
+    let status = child.wait().map_err(start)?;
+    let mut output: Output = joined(stderr);
     output.stdout = joined(stdout);
-    output.stderr = joined(stderr);
     if status.success() {
         return Ok(output);
     }
@@ -73,8 +60,25 @@ fn watch(command: &mut Command) -> Result<Output, TaskError> {
 }
 
 /// What a reading thread read; nothing if the pipe broke, which the program's exit status tells about.
-fn joined(thread: Option<thread::JoinHandle<std::io::Result<String>>>) -> String {
+fn joined<T: Default>(thread: Option<thread::JoinHandle<std::io::Result<T>>>) -> T {
     thread.and_then(|thread| thread.join().ok()).and_then(Result::ok).unwrap_or_default()
+}
+
+/// Reads what a process writes to standard error, and its counters whenever it writes something: the last is its report, when
+/// all work is done. Looking more often would take a processor from what is measured.
+fn observed(mut pipe: impl Read, id: u32) -> std::io::Result<Output> {
+    let mut output = Output::default();
+    let (mut text, mut part) = (Vec::new(), [0; 1 << 16]);
+    loop {
+        let count = pipe.read(&mut part)?;
+        if count == 0 {
+            break;
+        }
+        output.observe(id);
+        text.extend_from_slice(&part[..count]);
+    }
+    output.stderr = String::from_utf8_lossy(&text).into_owned();
+    Ok(output)
 }
 
 impl Output {
