@@ -69,6 +69,35 @@ fn check(name: &str) {
     }
 }
 
+#[test]
+fn keys_and_values_in_fp8_give_other_bits_but_the_same_at_every_level() {
+    let prompts: Vec<Vec<u32>> = Reference::load("tiny-chat").prompts.into_iter().map(|prompt| prompt.prompt).collect();
+    let logits = |level: OptimizationLevel, stored: &str| {
+        let builder = on_the_cpu(checkpoint("tiny-chat")).optimization_level(level);
+        let mut llm = builder.set("cache.kv_cache_dtype", stored).unwrap().build().unwrap();
+        prompts.iter().map(|prompt| llm.logits(prompt, NEW_TOKENS).unwrap()).collect::<Vec<_>>()
+    };
+    let (exact, rounded) = (logits(OptimizationLevel::O0, "auto"), logits(OptimizationLevel::O0, "fp8"));
+    for level in OptimizationLevel::ALL {
+        for (found, expected) in logits(level, "fp8").iter().zip(&rounded) {
+            assert_same_bits(&format!("{level}, prompt"), &found.prompt, &expected.prompt);
+            assert_same_bits(&format!("{level}, continuation"), &found.steps, &expected.steps);
+        }
+    }
+    // E4M3 has four significant bits, so scores and sums move by some percent of themselves; the distribution hardly does.
+    let (mut changed, mut squares, mut errors) = (0, 0.0, 0.0);
+    for (exact, rounded) in exact.iter().zip(&rounded) {
+        for (exact, rounded) in exact.prompt.iter().zip(&rounded.prompt) {
+            assert!(rounded.is_finite());
+            changed += usize::from(exact.to_bits() != rounded.to_bits());
+            squares += f64::from(*exact) * f64::from(*exact);
+            errors += f64::from(exact - rounded) * f64::from(exact - rounded);
+        }
+    }
+    assert!(changed > 0, "nothing was rounded");
+    assert!(errors < 0.01 * squares, "the error's square is {} of the logits'", errors / squares);
+}
+
 macro_rules! checkpoints {
     ($($test:ident: $name:literal,)*) => {$(
         #[test]

@@ -64,6 +64,8 @@ pub struct DeviceFacts {
     pub dedicated_memory: bool,
     /// Whether weights can be laid out for the kernels.
     pub repack_weights: bool,
+    /// Whether keys and values can be stored as E4M3.
+    pub fp8_kv_cache: bool,
     /// Whether kernel variants can be tuned.
     pub autotune: bool,
     /// Whether a whole decode step can run as one resident program.
@@ -85,6 +87,7 @@ impl DeviceFacts {
             available_memory: 16 << 30,
             dedicated_memory: false,
             repack_weights: true,
+            fp8_kv_cache: true,
             autotune: true,
             persistent_decode: true,
             kernel_cache: None,

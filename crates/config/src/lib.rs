@@ -56,11 +56,11 @@ pub use facts::{ActivationQuantization, DeviceFacts, ModelFacts};
 pub use level::OptimizationLevel;
 pub use load::{PROJECT_FILE, Sources, load, load_from};
 pub use modes::{
-    AttentionGraphSupport, CompilationMode, DeviceChoice, GraphCapture, GraphMode, LoadFormat, RuntimeMode,
-    SchedulingPolicy,
+    AttentionGraphSupport, CompilationMode, DeviceChoice, GraphCapture, GraphMode, KvCacheDtype, LoadFormat,
+    RuntimeMode, SchedulingPolicy,
 };
 pub use options::Options;
-pub use resolve::{device_choice, load_format, resolve, resolve_with};
+pub use resolve::{device_choice, kv_cache_dtype, load_format, resolve, resolve_with};
 pub use schema::{explanation_schema, schema};
 pub use settings::{Cache, Compilation, Cpu, Kernel, Model, PassConfig, Row, Scheduler, Settings};
 pub use source::{Resolved, Source};

@@ -97,6 +97,38 @@ const GGUF: OtherName<LoadFormat> =
 
 display_and_parse!(LoadFormat);
 
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvCacheDtype {
+    /// In the type of the model's activations.
+    Auto,
+    /// As E4M3, rounded without a scale: half the memory and half the bytes of 16-bit types, other answers.
+    Fp8,
+}
+
+impl Named for KvCacheDtype {
+    const ALL: &'static [Self] = &[Self::Auto, Self::Fp8];
+    const OTHER_NAMES: &'static [(&'static str, OtherName<Self>)] = &[
+        ("fp8_e4m3", OtherName::Means(Self::Fp8)),
+        ("fp8_e5m2", OtherName::Refused("E5M2 has no kernels; `fp8` stores E4M3")),
+        ("bfloat16", OTHER_FLOAT),
+        ("bf16", OTHER_FLOAT),
+        ("float16", OTHER_FLOAT),
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Fp8 => "fp8",
+        }
+    }
+}
+
+const OTHER_FLOAT: OtherName<KvCacheDtype> =
+    OtherName::Refused("keys and values have the type of the model's activations, which `auto` means, or `fp8`");
+
+display_and_parse!(KvCacheDtype);
+
 /// What one batch runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RuntimeMode {

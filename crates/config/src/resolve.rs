@@ -10,7 +10,7 @@ use crate::error::{Problem, SettingsError};
 use crate::facts::{DeviceFacts, ModelFacts};
 use crate::kind::Given;
 use crate::level::OptimizationLevel;
-use crate::modes::{DeviceChoice, LoadFormat};
+use crate::modes::{DeviceChoice, KvCacheDtype, LoadFormat};
 use crate::options::Options;
 use crate::settings::{self, Settings};
 use crate::source::{Resolved, Source};
@@ -70,6 +70,16 @@ pub fn device_choice(options: &Options) -> Result<Resolved<DeviceChoice>, Settin
 /// If what was said cannot be read, which only a defect can cause.
 pub fn load_format(options: &Options) -> Result<Resolved<LoadFormat>, SettingsError> {
     Resolution::new(options, None, None)?.settle(&settings::LOAD_FORMAT)
+}
+
+/// How keys and values are stored: what must be known before the graph of the model is built, and so before its facts are. A
+/// device that can't is found when the settings are resolved.
+///
+/// # Errors
+///
+/// If what was said cannot be read, which only a defect can cause.
+pub fn kv_cache_dtype(options: &Options) -> Result<KvCacheDtype, SettingsError> {
+    Ok(Resolution::new(options, None, None)?.settle(&settings::KV_CACHE_DTYPE)?.value)
 }
 
 /// One resolution under way: each setting is settled once, on demand, by what was said or by its rule.

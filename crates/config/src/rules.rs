@@ -7,7 +7,7 @@ use crate::declaration::{Choice, Lowering};
 use crate::error::{Problem, SettingsError};
 use crate::facts::ActivationQuantization;
 use crate::kind::show_bytes;
-use crate::modes::{AttentionGraphSupport, CompilationMode, GraphMode};
+use crate::modes::{AttentionGraphSupport, CompilationMode, GraphMode, KvCacheDtype};
 use crate::resolve::Resolution;
 use crate::settings::{
     BLOCK_SIZE, COMPILATION_MODE, CUDAGRAPH_CAPTURE_SIZES, CUDAGRAPH_MODE, KV_CACHE_MEMORY, MAX_CUDAGRAPH_CAPTURE_SIZE,
@@ -274,6 +274,17 @@ pub(crate) fn repack_weights_limit(on: &bool, resolution: &Resolution<'_>) -> Li
         value: false,
         because: format!("the kernels of {} read weights as they are stored", resolution.device().name),
         instead: "write kernel.repack_weights=false, or drop it".to_owned(),
+    }))
+}
+
+pub(crate) fn kv_cache_dtype_limit(dtype: &KvCacheDtype, resolution: &Resolution<'_>) -> Limited<KvCacheDtype> {
+    if *dtype == KvCacheDtype::Auto || resolution.device().fp8_kv_cache {
+        return Ok(None);
+    }
+    Ok(Some(Lowering {
+        value: KvCacheDtype::Auto,
+        because: format!("{} has no attention over keys and values in FP8", resolution.device().name),
+        instead: "write cache.kv_cache_dtype=auto, or drop it".to_owned(),
     }))
 }
 

@@ -14,7 +14,9 @@ use crate::declaration::Cell::{Is, Unused, When};
 use crate::declaration::{Declared, Flag, Forced, Rule, Setting, settings_group};
 use crate::kind::{FOLDER, Kind, NAMES, Optional, SWITCH, bytes, choice, count, counts, optional};
 use crate::level::OptimizationLevel;
-use crate::modes::{CompilationMode, DeviceChoice, GraphCapture, GraphMode, LoadFormat, SchedulingPolicy};
+use crate::modes::{
+    CompilationMode, DeviceChoice, GraphCapture, GraphMode, KvCacheDtype, LoadFormat, SchedulingPolicy,
+};
 use crate::rules;
 use crate::source::{Resolved, Source};
 
@@ -463,6 +465,16 @@ settings_group! {
             forced: None,
             limit: None,
             flag: Flag::Value { long: "block-size", aliases: &[], short: None },
+            former_paths: &[],
+        }
+        /// How keys and values are stored: in the type of the model's activations, or as E4M3 (fp8), rounded without a scale, which
+        /// takes half the memory of 16-bit types and changes the answers.
+        kv_cache_dtype: KvCacheDtype = KV_CACHE_DTYPE {
+            kind: choice(),
+            default: Rule::Constant(KvCacheDtype::Auto),
+            forced: None,
+            limit: Some(rules::kv_cache_dtype_limit),
+            flag: Flag::Value { long: "kv-cache-dtype", aliases: &[], short: None },
             former_paths: &[],
         }
         /// Memory for the KV cache, in bytes.

@@ -1,8 +1,10 @@
 //! Kernels against what the machine can do: `cargo bench -p allotrope-cpu-runtime`.
 //!
-//! Weights are large enough to come from memory, so their throughput is to be read against `read bandwidth`. All threads
-//! that the process may use take part.
+//! Weights are large enough to come from memory. All threads that the process may use take part, and a table at the end says
+//! which part of the machine's ceilings was reached.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
+
+mod roofline;
 
 use allotrope_cpu_runtime::{
     BandwidthProbe, Buffer, CpuDevice, ElementType, Isa, Linear, Team, TileHeight, WeightLayout, Weights, Workspace,
@@ -14,10 +16,10 @@ use allotrope_graph::{
     WeightSource,
 };
 use allotrope_runtime::device::{CacheLayout, Device};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 fn team() -> Team {
     Team::new(available_threads()).unwrap()
@@ -53,13 +55,13 @@ fn numbers(element: ElementType, count: usize) -> Buffer {
 const ELEMENTS: [(&str, ElementType); 4] =
     [("bf16", ElementType::Bf16), ("fp8", ElementType::F8E4M3), ("f16", ElementType::F16), ("f32", ElementType::F32)];
 
-/// One row of x (or a few) times weights of 128 MiB.
+/// One row of x (or a few) times weights of a gibibyte.
 fn matrix_vector(criterion: &mut Criterion) {
     let team = team();
     let mut group = criterion.benchmark_group("matrix-vector");
     for (name, element) in ELEMENTS {
         let depth = 4096;
-        let columns = (128 << 20) / depth / element.bytes();
+        let columns = (1 << 30) / depth / element.bytes();
         let file = numbers(element, columns * depth);
         let source = Weights::new(file.bytes(), element, WeightLayout::Rows, columns, depth).unwrap();
         let height = TileHeight::of(Isa::detect(), element);
@@ -234,7 +236,8 @@ fn row_groups(criterion: &mut Criterion) {
     graph.add_output(sum);
     graph.add_output(normed);
     for rows in [1, 512] {
-        let throughput = Throughput::Elements((rows * width) as u64);
+        // Two rows are read, two written.
+        let throughput = Throughput::Bytes((rows * width * 4 * 2) as u64);
         bench_group(criterion, &format!("add and norm, {rows} rows"), &graph, &batch(rows, 2048), throughput);
     }
     let width = 8192;
@@ -247,7 +250,8 @@ fn row_groups(criterion: &mut Criterion) {
     // Kept, so that the product does not take its place: launched again and again, it would shrink to subnormal numbers.
     graph.add_output(gate);
     for rows in [1, 512] {
-        let throughput = Throughput::Elements((rows * width) as u64);
+        // Two rows are read, one written.
+        let throughput = Throughput::Bytes((rows * width * 3 * 2) as u64);
         bench_group(criterion, &format!("silu and mul, {rows} rows"), &graph, &batch(rows, 2048), throughput);
     }
 }
@@ -271,4 +275,10 @@ criterion_group! {
         .without_plots();
     targets = read_bandwidth, matrix_vector, matrix_matrix, attention, row_groups, dispatch
 }
-criterion_main!(kernels);
+
+fn main() {
+    let begin = SystemTime::now();
+    kernels();
+    Criterion::default().configure_from_args().final_summary();
+    roofline::print(begin);
+}

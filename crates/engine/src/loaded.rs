@@ -43,6 +43,7 @@ impl Loaded {
         let options = ledger.phase("resolve settings", || executor_options(&plan))?;
         let parts = plan.into_parts();
         let weight_bytes = weight_bytes_per_step(&parts.graph);
+        let kv_bytes_per_token = parts.graph.kv_bytes_per_token();
         let checkpoint = Arc::new(parts.checkpoint);
         let is_gpu = parts.device.is_gpu();
         let limits = scheduler_limits(&parts.settings);
@@ -59,7 +60,6 @@ impl Loaded {
         }
         let core = EngineCore::new(executor, limits);
         let files = ledger.phase("wait for tokenizer", || join(files, folder))?;
-        let kv_bytes_per_token = checkpoint.kv_bytes_per_token();
         let text = TextModel::new(files, checkpoint, *parts.settings.model.max_model_len)?;
         Ok(Loaded {
             core,

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use allotrope_config::{
-    CompilationMode, LoadFormat, ModelFacts, OptimizationLevel, Options, PassLine, SchedulingPolicy, Settings,
-    load_format,
+    CompilationMode, KvCacheDtype, LoadFormat, ModelFacts, OptimizationLevel, Options, PassLine, SchedulingPolicy,
+    Settings, kv_cache_dtype, load_format,
 };
 use allotrope_graph::facts;
 use allotrope_graph::history::PassReport;
@@ -14,7 +14,7 @@ use allotrope_graph::partition::{SplittingOps, partition};
 use allotrope_graph::passes::{Fuel, PIPELINE, Pass, find, run_passes};
 use allotrope_graph::schedule::{ScheduleReport, schedule};
 use allotrope_graph::verify::{VerifyError, verify};
-use allotrope_graph::{Definition, Graph, OpKind, Sizes};
+use allotrope_graph::{DType, Definition, Graph, OpKind, Sizes};
 use allotrope_model::Checkpoint;
 use allotrope_runtime::{CacheLayout, Device, DeviceError, ExecutorOptions, GeneratedCode, StartupLedger, Tuning};
 
@@ -93,7 +93,13 @@ impl Plan {
             LoadFormat::Auto | LoadFormat::Safetensors => Checkpoint::open(folder),
             LoadFormat::Dummy => Checkpoint::open_dummy(folder),
         })?;
-        let as_built = ledger.phase("build graph", || checkpoint.graph())?;
+        let as_built = ledger.phase("build graph", || {
+            let kv_cache = match kv_cache_dtype(options)? {
+                KvCacheDtype::Auto => checkpoint.dtype(),
+                KvCacheDtype::Fp8 => DType::F8E4M3,
+            };
+            Ok::<_, EngineError>(checkpoint.graph_with_kv_cache(kv_cache)?)
+        })?;
         let model = ledger.phase("resolve settings", || model_facts(&checkpoint, &as_built));
         let mut opened = open(options, &model, ledger)?;
         let mut compiled = Compiled::new(&as_built, &opened, ledger)?;
@@ -318,7 +324,7 @@ fn model_facts(checkpoint: &Checkpoint, graph: &Graph) -> ModelFacts {
     let of_checkpoint = ModelFacts {
         name: checkpoint.folder().display().to_string(),
         context_length: checkpoint.config().max_position_embeddings,
-        kv_bytes_per_token: checkpoint.kv_bytes_per_token(),
+        kv_bytes_per_token: graph.kv_bytes_per_token(),
         weight_bytes: all_weight_bytes(graph),
         ..ModelFacts::assumed()
     };
@@ -331,7 +337,7 @@ pub(crate) fn executor_options(plan: &Plan) -> Result<ExecutorOptions, EngineErr
     let block_size = *settings.cache.block_size;
     let sequences = *settings.scheduler.max_num_seqs;
     let per_sequence = settings.model.max_model_len.div_ceil(block_size);
-    let block_bytes = (checkpoint.kv_bytes_per_token() as u64).saturating_mul(block_size as u64).max(1);
+    let block_bytes = (plan.graph.kv_bytes_per_token() as u64).saturating_mul(block_size as u64).max(1);
     let affordable = usize::try_from(*settings.cache.kv_cache_memory / block_bytes).unwrap_or(usize::MAX);
     let blocks = affordable.min(per_sequence.saturating_mul(sequences));
     // Slots are i32 in the step's inputs.

@@ -17,13 +17,14 @@ pub struct ReferenceCache {
     keys: Vec<f32>,
     values: Vec<f32>,
     width: usize,
+    dtype: DType,
 }
 
 impl ReferenceCache {
     /// A cache of `slots` token slots, filled with NaN so that reading what was never written shows.
     pub fn new(ty: &KvCacheType, slots: usize) -> Self {
         let filled = vec![f32::NAN; slots * ty.width()];
-        ReferenceCache { keys: filled.clone(), values: filled, width: ty.width() }
+        ReferenceCache { keys: filled.clone(), values: filled, width: ty.width(), dtype: ty.dtype }
     }
 }
 
@@ -271,8 +272,14 @@ impl Context<'_> {
             if slot >= slots {
                 return Err(format!("token {token} has slot {slot}, but the cache has {slots}"));
             }
-            cache.keys[slot * width..][..width].copy_from_slice(&self.operand(1)[token * width..][..width]);
-            cache.values[slot * width..][..width].copy_from_slice(&self.operand(2)[token * width..][..width]);
+            for (operand, to) in [(1, &mut cache.keys), (2, &mut cache.values)] {
+                let from = &self.operand(operand)[token * width..][..width];
+                let stored = from.iter().map(|number| match cache.dtype {
+                    DType::F8E4M3 => round_to(DType::F8E4M3, number.clamp(-E4M3_MAX, E4M3_MAX)),
+                    _ => *number,
+                });
+                to[slot * width..][..width].iter_mut().zip(stored).for_each(|(to, number)| *to = number);
+            }
         }
         Ok(())
     }

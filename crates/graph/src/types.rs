@@ -239,6 +239,21 @@ impl KvCacheType {
         self.kv_heads.saturating_mul(self.head_dim)
     }
 
+    /// Whether keys and values of a type can be written to it, and queries of that type read it: those of its own type, and where
+    /// it is E4M3, of any wider one, rounded and clamped to ±448.
+    pub const fn stores(&self, dtype: DType) -> bool {
+        let wide = matches!(dtype, DType::F32 | DType::F16 | DType::Bf16);
+        wide && (matches!(self.dtype, DType::F8E4M3) || dtype as u8 == self.dtype as u8)
+    }
+
+    /// The types that it [stores](KvCacheType::stores), for messages.
+    pub(crate) fn stored(&self) -> String {
+        match self.dtype {
+            DType::F8E4M3 => "f32, f16 or bf16 ".to_owned(),
+            dtype => dtype.to_string(),
+        }
+    }
+
     /// Bytes that one token takes in this layer, keys and values together.
     pub const fn bytes_per_token(&self) -> usize {
         self.width().saturating_mul(2 * self.dtype.size_in_bytes())

@@ -39,7 +39,7 @@ fn spoiled(changes: &[(&str, &str)]) -> VerifyError {
 #[test]
 fn each_invariant_is_checked() {
     verify(&parse_unverified(SOUND).unwrap()).unwrap();
-    let cases: [(&[(&str, &str)], &str); 18] = [
+    let cases: [(&[(&str, &str)], &str); 19] = [
         // Names.
         (
             &[("%y: bf16", "%x: bf16"), ("%x, %y, %slots", "%x, %x, %slots")],
@@ -55,6 +55,14 @@ fn each_invariant_is_checked() {
             "token_sequences must be i32[T], found i32[S, B]",
         ),
         (&[("kv_write(%cache, %x", "kv_write(%x, %x")], "the first operand must be a KV cache"),
+        (
+            &[
+                ("kv_cache<bf16", "kv_cache<f8e4m3"),
+                ("kv_cache<bf16", "kv_cache<f8e4m3"),
+                ("%y: bf16[T, 8] = silu(%x)", "%y: f8e4m3[T, 8] = quantize<scale=1.0>(%x)"),
+            ],
+            "kv_write: v must be f32, f16 or bf16 [T, 2 × 4], found f8e4m3[T, 8]",
+        ),
         (&[("silu(%x)", "silu(%cache)")], "operand 0 of silu is kv_cache"),
         (&[("silu(%x)", "silu(%x, %x)")], "silu takes the operands (x), found 2 operands"),
         (&[("heads=2, scale", "heads=3, scale")], "attention: q must be bf16[T, 3 × 4]"),

@@ -37,6 +37,7 @@ pub(crate) fn device(name: &str) -> DeviceFacts {
         available_memory: 64 << 30,
         dedicated_memory: false,
         repack_weights: true,
+        fp8_kv_cache: true,
         autotune: can,
         persistent_decode: can,
         kernel_cache: None,

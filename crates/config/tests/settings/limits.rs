@@ -1,9 +1,9 @@
 //! Defaults that are lowered with a reason, and explicit values that are refused for the same reason.
 
 use allotrope_config::{
-    ActivationQuantization, AttentionGraphSupport, CompilationMode, DeviceChoice, DeviceFacts, GraphMode, LoadFormat,
-    ModelFacts, OptimizationLevel, Options, Problem, Settings, SettingsError, Source, device_choice, load_format,
-    resolve, resolve_with,
+    ActivationQuantization, AttentionGraphSupport, CompilationMode, DeviceChoice, DeviceFacts, GraphMode, KvCacheDtype,
+    LoadFormat, ModelFacts, OptimizationLevel, Options, Problem, Settings, SettingsError, Source, device_choice,
+    kv_cache_dtype, load_format, resolve, resolve_with,
 };
 
 use crate::facts::{device, model};
@@ -135,6 +135,30 @@ fn a_model_that_does_not_fit_a_gpu_is_nobodys_mistake() {
     let asked = [("model.max_model_len", "8192"), ("cache.kv_cache_memory", "1GiB")];
     refused(on_gpu(&asked, 1 << 30), "model.max_model_len", "holds 1024 tokens");
     refused(on_gpu(&[("model.max_model_len", "999999")], 1 << 30), "model.max_model_len", "the context length of");
+}
+
+#[test]
+fn keys_and_values_are_stored_as_the_device_can() {
+    assert_eq!(kv_cache_dtype(&Options::new()).unwrap(), KvCacheDtype::Auto);
+    for name in ["fp8", "FP8_E4M3"] {
+        assert_eq!(kv_cache_dtype(&said(&[("cache.kv_cache_dtype", name)])).unwrap(), KvCacheDtype::Fp8);
+    }
+    for (unread, word) in [("fp8_e5m2", "E4M3"), ("bfloat16", "auto"), ("fp9", "fp8")] {
+        let error = Options::new().set("cache.kv_cache_dtype", unread, Source::Builder).unwrap_err().to_string();
+        assert!(error.contains("kv_cache_dtype") && error.contains(word), "{error}");
+    }
+    let fp8 = said(&[("cache.kv_cache_dtype", "fp8")]);
+    let there = resolve(&fp8, &model("plain"), &device("capable")).unwrap();
+    assert_eq!(there.cache.kv_cache_dtype.value, KvCacheDtype::Fp8);
+    let without = DeviceFacts { fp8_kv_cache: false, ..device("capable") };
+    let refusal = resolve(&fp8, &model("plain"), &without);
+    refused(
+        refusal,
+        "cache.kv_cache_dtype",
+        "has no attention over keys and values in FP8; write cache.kv_cache_dtype=auto",
+    );
+    let settings = resolve(&Options::new(), &model("plain"), &without).unwrap();
+    assert_eq!(settings.cache.kv_cache_dtype.value, KvCacheDtype::Auto);
 }
 
 #[test]

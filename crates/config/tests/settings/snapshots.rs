@@ -18,6 +18,7 @@ fn devices() -> [(&'static str, DeviceFacts); 3] {
         available_memory: 64 << 30,
         dedicated_memory: kind == "cuda",
         repack_weights: kind == "cpu",
+        fp8_kv_cache: kind == "cpu",
         autotune,
         persistent_decode,
         kernel_cache: Some("/cache/allotrope/kernels".into()),

@@ -14,6 +14,7 @@ pub fn facts() -> DeviceFacts {
         available_memory: available_memory(),
         dedicated_memory: false,
         repack_weights: true,
+        fp8_kv_cache: true,
         autotune: true,
         persistent_decode: true,
         kernel_cache: None,

@@ -87,7 +87,9 @@ impl Lowering<'_> {
         let (queries, output) = (self.matrix(self.operand(op, 0)?)?, self.matrix(op.output)?);
         let cache = self.cache(self.operand(op, 1)?)?;
         let width = heads.checked_mul(cache.head_dim);
-        let fits = heads > 0 && heads.is_multiple_of(cache.kv_heads) && queries.element == cache.element;
+        let fits = heads > 0
+            && heads.is_multiple_of(cache.kv_heads)
+            && [queries.element, ElementType::F8E4M3].contains(&cache.element);
         if !fits || width != Some(queries.width) || queries.width != output.width || queries.element != output.element {
             return Err(self.broken(op, "its operands do not fit"));
         }

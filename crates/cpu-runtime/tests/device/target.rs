@@ -31,19 +31,22 @@ fn any_row_operations_and_products_are_one_launch() {
 }
 
 #[test]
-fn a_cache_without_a_kernel_is_declined() {
-    let cache = KvCacheType { dtype: DType::F8E4M3, kv_heads: 1, head_dim: 8 };
-    let mut graph = Graph::new();
-    let state = graph.state(0, cache);
-    let ids = graph.input(Input::TokenIds);
-    let table = graph.weight("t", TensorType::new(DType::F8E4M3, [Dim::Static(9), Dim::Static(8)]));
-    let q = graph.push("q", OpKind::Embedding, &[table, ids]).unwrap();
-    let (positions, sequences) = (graph.input(Input::Positions), graph.input(Input::TokenSequences));
-    let tables = graph.input(Input::BlockTables);
-    let kind = OpKind::Attention { heads: 1, scale: 1.0 };
-    graph.push("attention", kind, &[q, state, positions, sequences, tables]).unwrap();
-    let reason = CpuTarget.accepts(&graph, &[OpId(1)]).unwrap_err();
-    assert!(reason.contains("KV cache"), "{reason}");
+fn attention_over_a_cache_in_fp8_is_taken() {
+    for dtype in [DType::Bf16, DType::F16, DType::F32] {
+        let mut graph = Graph::new();
+        let state = graph.state(0, KvCacheType { dtype: DType::F8E4M3, kv_heads: 1, head_dim: 8 });
+        let ids = graph.input(Input::TokenIds);
+        let table = graph.weight("t", TensorType::new(dtype, [Dim::Static(9), Dim::Static(8)]));
+        let q = graph.push("q", OpKind::Embedding, &[table, ids]).unwrap();
+        let [slots, positions, sequences, tables] =
+            [Input::Slots, Input::Positions, Input::TokenSequences, Input::BlockTables].map(|input| graph.input(input));
+        let written = graph.push("written", OpKind::KvWrite, &[state, q, q, slots]).unwrap();
+        let kind = OpKind::Attention { heads: 1, scale: 1.0 };
+        graph.push("attention", kind, &[q, written, positions, sequences, tables]).unwrap();
+        for op in [1, 2] {
+            CpuTarget.accepts(&graph, &[OpId(op)]).unwrap();
+        }
+    }
 }
 
 /// The reason why the op that `build` pushes last is declined by itself.

@@ -23,5 +23,6 @@ pub fn facts() -> Result<DeviceFacts, DeviceError> {
         autotune: false,
         persistent_decode: false,
         repack_weights: false,
+        fp8_kv_cache: false,
     })
 }

@@ -241,6 +241,13 @@ impl Graph {
         self.leaf(format!("layers.{layer}.kv_cache"), ValueType::KvCache(ty), Definition::State { layer })
     }
 
+    /// Bytes that one token takes in the KV caches of all layers.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        let states = self.values.iter().filter(|value| matches!(value.definition, Definition::State { .. }));
+        let caches = states.filter_map(|value| value.ty.kv_cache());
+        caches.fold(0, |sum, cache| sum.saturating_add(cache.bytes_per_token()))
+    }
+
     fn leaf(&mut self, name: String, ty: ValueType, definition: Definition) -> ValueId {
         // Asked for again with another type, it is another value, which the verifier will not have.
         if let Some(known) = self.leaves.get(&definition).filter(|known| self.value(**known).ty == ty) {

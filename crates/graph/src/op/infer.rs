@@ -228,7 +228,7 @@ fn infer_kv_write(operands: &[&ValueType]) -> Result<ValueType, String> {
     for (name, operand) in [("k", k), ("v", v)] {
         let fits = operand.tensor().is_some_and(|tensor| {
             is_matrix(tensor)
-                && tensor.dtype == cache_type.dtype
+                && cache_type.stores(tensor.dtype)
                 && width.is_some()
                 && tensor.width() == width
                 && tensor.rows() == rows
@@ -236,7 +236,9 @@ fn infer_kv_write(operands: &[&ValueType]) -> Result<ValueType, String> {
         if !fits {
             return Err(format!(
                 "kv_write: {name} must be {}[{rows}, {} × {}], found {operand}",
-                cache_type.dtype, cache_type.kv_heads, cache_type.head_dim
+                cache_type.stored(),
+                cache_type.kv_heads,
+                cache_type.head_dim
             ));
         }
     }
@@ -250,11 +252,12 @@ fn infer_attention(heads: usize, operands: &[&ValueType]) -> Result<ValueType, S
     let cache: &KvCacheType = cache.kv_cache().ok_or("attention: the second operand must be a KV cache")?;
     let q_type = q.tensor().ok_or("attention: q must be a tensor")?;
     let width = heads.checked_mul(cache.head_dim);
-    let fits = is_matrix(q_type) && q_type.dtype == cache.dtype && width.is_some() && q_type.width() == width;
+    let fits = is_matrix(q_type) && cache.stores(q_type.dtype) && width.is_some() && q_type.width() == width;
     if !fits {
         return Err(format!(
             "attention: q must be {}[T, {heads} × {}] to match its cache, found {q}",
-            cache.dtype, cache.head_dim
+            cache.stored(),
+            cache.head_dim
         ));
     }
     if cache.kv_heads == 0 || !heads.is_multiple_of(cache.kv_heads) {

@@ -24,17 +24,17 @@ impl Checkpoint {
     /// # Errors
     /// If a tensor is missing or contradicts `config.json`.
     pub fn graph(&self) -> Result<Graph, ModelError> {
-        Decoder::new(self).build()
+        self.graph_with_kv_cache(self.dtype())
     }
 
-    /// Bytes that one token takes in the KV cache, over all layers.
-    pub fn kv_bytes_per_token(&self) -> usize {
-        self.kv_cache_type().bytes_per_token() * self.config().layers
-    }
-
-    fn kv_cache_type(&self) -> KvCacheType {
+    /// The same with keys and values stored as `kv_cache`: the type of the activations, or E4M3.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::graph`], or if keys and values can't be stored so.
+    pub fn graph_with_kv_cache(&self, kv_cache: DType) -> Result<Graph, ModelError> {
         let config = self.config();
-        KvCacheType { dtype: self.dtype(), kv_heads: config.key_value_heads, head_dim: config.head_dim }
+        let kv_cache = KvCacheType { dtype: kv_cache, kv_heads: config.key_value_heads, head_dim: config.head_dim };
+        Decoder { checkpoint: self, config, kv_cache, graph: Graph::new() }.build()
     }
 }
 
@@ -53,14 +53,11 @@ struct Shared {
 struct Decoder<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
+    kv_cache: KvCacheType,
     graph: Graph,
 }
 
-impl<'a> Decoder<'a> {
-    fn new(checkpoint: &'a Checkpoint) -> Self {
-        Decoder { checkpoint, config: checkpoint.config(), graph: Graph::new() }
-    }
-
+impl Decoder<'_> {
     fn build(mut self) -> Result<Graph, ModelError> {
         let activations = self.checkpoint.dtype();
         let (hidden, vocabulary) = (self.hidden(), ("vocab_size", self.config.vocab_size));
@@ -124,7 +121,7 @@ impl<'a> Decoder<'a> {
         let (q, k, v) = (project("q_proj", query)?, project("k_proj", key_value)?, project("v_proj", key_value)?);
         let q = self.push(name("q_rope"), OpKind::Rope { heads }, &[q, shared.angles])?;
         let k = self.push(name("k_rope"), OpKind::Rope { heads: kv_heads }, &[k, shared.angles])?;
-        let cache = self.graph.state(layer, self.checkpoint.kv_cache_type());
+        let cache = self.graph.state(layer, self.kv_cache);
         let cache = self.push(name("kv_write"), OpKind::KvWrite, &[cache, k, v, shared.slots])?;
         let scale = 1.0 / (self.config.head_dim as f32).sqrt();
         let operands = [q, cache, shared.positions, shared.token_sequences, shared.block_tables];

@@ -14,6 +14,9 @@ use crate::device::Device;
 /// Query heads, KV heads, elements of a head, tokens in a block.
 type Shape = (usize, usize, usize, usize);
 
+/// The type of queries, keys and values, and the type that keys and values are stored in.
+type Types = (DType, DType);
+
 const SMALL: &[Shape] = &[(3, 1, 8, 4), (2, 2, 10, 16), (4, 1, 64, 4), (3, 1, 128, 16)];
 const FULL: &[Shape] =
     &[(4, 2, 16, 4), (3, 1, 10, 5), (8, 8, 64, 16), (6, 2, 80, 16), (4, 4, 8, 4), (12, 3, 64, 16), (8, 2, 128, 4)];
@@ -36,21 +39,30 @@ const EPILOGUES: [Epilogue; 5] =
 /// follows in one launch: the same bits; and the same bits in chunks as whole, alone as in company.
 pub fn attention<S: Subject>(subject: &S, random: &mut ChaCha8Rng) -> Report {
     let mut suite = Suite::new(subject);
-    for dtype in [DType::Bf16, DType::F16, DType::F32] {
+    let wide = [DType::Bf16, DType::F16, DType::F32];
+    let stored = |cache: Option<DType>| wide.into_iter().map(move |dtype| (dtype, cache.unwrap_or(dtype)));
+    let types = stored(None).chain(stored(Some(DType::F8E4M3)));
+    for types in types.filter(|types| types.0 == types.1 || takes(&suite, *types)).collect::<Vec<_>>() {
         for shape in [SMALL, suite.effort.pick(&[], FULL)].concat() {
-            agree(&mut suite, random, dtype, shape);
+            agree(&mut suite, random, types, shape);
         }
-        long(&mut suite, random, dtype);
+        long(&mut suite, random, types);
         for shape in suite.effort.pick(&[(3, 1, 16, 4)][..], &[(8, 2, 64, 16), (3, 3, 18, 16), (4, 1, 128, 4)]) {
-            chunks(&mut suite, random, dtype, *shape);
+            chunks(&mut suite, random, types, *shape);
         }
     }
     suite.finish("attention")
 }
 
+/// Whether the device has attention of these types: what it has not, its target refuses.
+fn takes<S: Subject>(suite: &Suite<'_, S>, types: Types) -> bool {
+    let (graph, _) = graph_of(types, SMALL[0], Epilogue::Nothing);
+    graph.groups().iter().all(|group| suite.device.target().accepts(&graph, &group.ops).is_ok())
+}
+
 /// Queries, keys and values from tables, written to a cache and attended to. Gives the operations that may be one launch, too.
-fn graph_of(dtype: DType, (heads, kv_heads, head_dim, _): Shape, epilogue: Epilogue) -> (Graph, Vec<OpId>) {
-    let mut b = Builder::default();
+fn graph_of((dtype, cache): Types, (heads, kv_heads, head_dim, _): Shape, epilogue: Epilogue) -> (Graph, Vec<OpId>) {
+    let mut b = Builder { kv_cache: Some(cache), ..Builder::default() };
     let widths = [("q", heads * head_dim), ("k", kv_heads * head_dim), ("v", kv_heads * head_dim)];
     let operands = widths.map(|(name, width)| b.rows(name, dtype, width, Input::TokenIds));
     let mut x = b.attend(0, operands, heads, head_dim, 4.0 / (head_dim as f32).sqrt());
@@ -71,29 +83,29 @@ fn graph_of(dtype: DType, (heads, kv_heads, head_dim, _): Shape, epilogue: Epilo
 }
 
 /// A conversation against the reference, and with each epilogue fused and apart.
-fn agree<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, dtype: DType, shape: Shape) {
+fn agree<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, types: Types, shape: Shape) {
     let (heads, _, head_dim, block_size) = shape;
     let steps = conversation(random, block_size, suite.effort);
-    let (graph, _) = graph_of(dtype, shape, Epilogue::Nothing);
+    let (graph, _) = graph_of(types, shape, Epilogue::Nothing);
     let weights = Weights::random(random, &graph);
     let expected = reference_steps(&graph, &weights, &steps, block_size);
     let ways = suite.ways(block_size);
     let found = suite.run(&graph, &weights, ways[0], &steps);
     for (number, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        close(suite, dtype, heads * head_dim, &steps[number], (found, expected));
+        close(suite, types.0, heads * head_dim, &steps[number], (found, expected));
     }
-    suite.report.digest(&format!("attention of {dtype} {shape:?}"), &found.concat());
+    suite.report.digest(&format!("attention of {types:?} {shape:?}"), &found.concat());
     for way in &ways[1..] {
         let again = suite.run(&graph, &weights, *way, &steps);
-        suite.same(&again.concat(), &found.concat(), || format!("{dtype} {shape:?}, {way:?}"));
+        suite.same(&again.concat(), &found.concat(), || format!("{types:?} {shape:?}, {way:?}"));
     }
     for epilogue in &EPILOGUES[1..] {
-        let (graph, ops) = graph_of(dtype, shape, *epilogue);
+        let (graph, ops) = graph_of(types, shape, *epilogue);
         let Some(fused) = grouped(&graph, &ops, suite.device.target()) else { continue };
         let apart = suite.run(&graph, &weights, ways[0], &steps);
         let way = ways[random.random_range(0..ways.len())];
         let together = suite.run(&fused, &weights, way, &steps);
-        suite.same(&together.concat(), &apart.concat(), || format!("{dtype} {shape:?} with {epilogue:?}, {way:?}"));
+        suite.same(&together.concat(), &apart.concat(), || format!("{types:?} {shape:?} with {epilogue:?}, {way:?}"));
     }
 }
 
@@ -118,10 +130,10 @@ fn close<S: Subject>(
 
 /// Contexts of hundreds of tokens: filled by tokens that look at the first position only, then read at positions around those at
 /// which a device may split its work.
-fn long<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, dtype: DType) {
+fn long<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, types: Types) {
     let (block_size, length) = (16, suite.effort.pick(530, 1000));
     let shape @ (heads, _, head_dim, _) = suite.effort.pick((3, 1, 8, block_size), (8, 2, 64, block_size));
-    let (graph, _) = graph_of(dtype, shape, Epilogue::Nothing);
+    let (graph, _) = graph_of(types, shape, Epilogue::Nothing);
     let weights = Weights::random(random, &graph);
     let mut table: Vec<i32> = (0..BLOCKS as i32).collect();
     shuffle(random, &mut table);
@@ -147,7 +159,7 @@ fn long<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, dtype: DT
     let mut runner = suite.runner(&graph, &weights, Setup { block_size, ..Setup::default() });
     for (step, expected) in steps.iter().zip(&expected) {
         let found = runner.step(step);
-        close(suite, dtype, heads * head_dim, step, (&found, expected));
+        close(suite, types.0, heads * head_dim, step, (&found, expected));
     }
     let last = steps.last().unwrap();
     let together = runner.step(last);
@@ -158,15 +170,15 @@ fn long<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, dtype: DT
         }
         single.logit_rows = vec![0];
         let alone = runner.step(&single);
-        suite.same(&alone, row, || format!("{dtype} {shape:?}: position {} alone", single.positions[0]));
+        suite.same(&alone, row, || format!("{types:?} {shape:?}: position {} alone", single.positions[0]));
     }
     suite.report.steps += steps.len() + 1 + last.positions.len();
 }
 
 /// The tokens of a sequence have the same bits in one step as in many.
-fn chunks<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, dtype: DType, shape: Shape) {
+fn chunks<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, types: Types, shape: Shape) {
     let (_, _, _, block_size) = shape;
-    let (graph, _) = graph_of(dtype, shape, Epilogue::Nothing);
+    let (graph, _) = graph_of(types, shape, Epilogue::Nothing);
     let weights = Weights::random(random, &graph);
     let tokens = suite.effort.pick(21, 61);
     let ids: Vec<i32> = (0..tokens).map(|_| token(random)).collect();
@@ -182,8 +194,8 @@ fn chunks<S: Subject>(suite: &mut Suite<'_, S>, random: &mut ChaCha8Rng, dtype: 
             begin = end;
         }
         let again = suite.run(&graph, &weights, way, &[step(0..tokens)]).concat();
-        suite.same(&again, &whole, || format!("{dtype} {shape:?} whole, {way:?}"));
+        suite.same(&again, &whole, || format!("{types:?} {shape:?} whole, {way:?}"));
         let parts = suite.run(&graph, &weights, way, &steps).concat();
-        suite.same(&parts, &whole, || format!("{dtype} {shape:?} in {} chunks, {way:?}", steps.len()));
+        suite.same(&parts, &whole, || format!("{types:?} {shape:?} in {} chunks, {way:?}", steps.len()));
     }
 }

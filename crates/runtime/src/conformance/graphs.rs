@@ -11,6 +11,8 @@ use super::batches::VOCABULARY;
 pub(crate) struct Builder {
     pub(crate) graph: Graph,
     pub(crate) prefix: String,
+    /// The type that keys and values are stored in; where there is none, their own.
+    pub(crate) kv_cache: Option<DType>,
 }
 
 impl Builder {
@@ -92,7 +94,8 @@ impl Builder {
         scale: f32,
     ) -> ValueId {
         let kv_heads = self.width(k) / head_dim;
-        let state = self.graph.state(layer, KvCacheType { dtype: self.dtype(k), kv_heads, head_dim });
+        let dtype = self.kv_cache.unwrap_or(self.dtype(k));
+        let state = self.graph.state(layer, KvCacheType { dtype, kv_heads, head_dim });
         let slots = self.graph.input(Input::Slots);
         let written = self.push("cache", OpKind::KvWrite, &[state, k, v, slots]);
         let places = [Input::Positions, Input::TokenSequences, Input::BlockTables];
