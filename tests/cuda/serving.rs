@@ -11,7 +11,7 @@ const BLOCK: usize = 4;
 
 fn builder(level: OptimizationLevel, budget: usize, blocks: usize) -> LlmBuilder {
     let folder = checkpoint("tiny-chat");
-    let per_token = TextModel::open(&folder).unwrap().checkpoint().kv_bytes_per_token();
+    let per_token = TextModel::open(&folder).unwrap().checkpoint().graph().unwrap().kv_bytes_per_token();
     let settings = [
         ("scheduler.max_num_seqs", 4),
         ("scheduler.max_num_batched_tokens", budget),

@@ -23,7 +23,8 @@ struct Bounds {
 
 fn load(name: &str, level: OptimizationLevel, bounds: Bounds) -> Llm {
     let folder = checkpoint(name);
-    let per_token = allotrope_engine::TextModel::open(&folder).unwrap().checkpoint().kv_bytes_per_token();
+    let per_token =
+        allotrope_engine::TextModel::open(&folder).unwrap().checkpoint().graph().unwrap().kv_bytes_per_token();
     let set = |builder: allotrope_engine::LlmBuilder, path: &str, value: usize| {
         builder.set(path, &value.to_string()).unwrap()
     };

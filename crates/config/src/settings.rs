@@ -467,7 +467,7 @@ settings_group! {
             flag: Flag::Value { long: "block-size", aliases: &[], short: None },
             former_paths: &[],
         }
-        /// How keys and values are stored: in the type of the model's activations, or as E4M3 (fp8), rounded without a scale, which
+        /// What keys and values are stored as: the type of the model's activations, or E4M3 (fp8). E4M3 is rounded to without a scale; it
         /// takes half the memory of 16-bit types and changes the answers.
         kv_cache_dtype: KvCacheDtype = KV_CACHE_DTYPE {
             kind: choice(),

@@ -2,7 +2,7 @@
 //!
 //! Weights are large enough to come from memory. All threads that the process may use take part, and a table at the end says
 //! which part of the machine's ceilings was reached.
-#![allow(clippy::unwrap_used, missing_docs, reason = "a benchmark")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, reason = "a benchmark")]
 
 mod roofline;
 
